@@ -1,0 +1,33 @@
+# `make demo` and `make test` each set up all they need, in .venv.
+PYTHON ?= python3
+PY := .venv/bin/python
+DEMO_DIR := output/demo-$(shell date +%Y%m%d-%H%M%S)
+REQUIREMENTS := requirements.txt setup.py $(wildcard third_party/detectron2/*.py third_party/detectron2/*.toml)
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/installed
+
+.venv/installed: $(REQUIREMENTS)
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -r requirements.txt
+	touch $@
+
+demo: setup
+	$(PY) train_net.py --config-file configs/ContextScenes/scnet_R_18_FPN_160px.yaml OUTPUT_DIR $(DEMO_DIR)
+	$(PY) demo/demo.py --config-file $(DEMO_DIR)/config.yaml --output $(DEMO_DIR)/pictures \
+		--input "$${DETECTRON2_DATASETS:-datasets}/context_scenes/images/test/*[05]0.png" \
+		--opts MODEL.WEIGHTS $(DEMO_DIR)/model_final.pth > $(DEMO_DIR)/labels.log
+	@echo "log, checkpoints, metrics.json and TensorBoard events: $(DEMO_DIR)"
+	@echo "pictures and labels.jsonl: $(DEMO_DIR)/pictures"
+
+test: setup
+	$(PY) -m pytest --durations=10
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Label photographs: a picture with boxes and score bars for each, and one JSON line."""
+
+import argparse
+import glob
+import json
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import tqdm
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+
+from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels
+
+
+def setup(args) -> CfgNode:
+    """Read the config and the key overrides."""
+    cfg = get_cfg()
+    add_scnet_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    use_available_device(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def main(args) -> int:
+    """Label the images; returns the number of images that could not be read."""
+    cfg = setup(args)
+    files = [f for pattern in args.input for f in sorted(glob.glob(pattern)) or [pattern]]
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    lines = output / "labels.jsonl"
+    if lines.exists():
+        raise FileExistsError(f"{lines} is there already: choose another --output folder")
+    predictor = SCNetPredictor(cfg)
+    threshold = cfg.TEST.LABEL_THRESHOLD if args.threshold is None else args.threshold
+    bad = 0
+    with lines.open("w") as out:
+        for i, file in enumerate(tqdm.tqdm(files, unit="image", disable=None)):
+            try:
+                image = read_image(file, format="BGR")
+            except Exception as error:  # one bad image must not end the run
+                bad += 1
+                record = {"file": file, "error": f"{type(error).__name__}: {error}"}
+            else:
+                record = label_image(predictor, file, image)
+                picture = draw_labels(image[:, :, ::-1], record["labels"], threshold=threshold)
+                save_picture(output / f"{i:04d}_{Path(file).stem}.png", picture)
+                record["labels"] = [x for x in record["labels"] if x["score"] >= threshold]
+            print(json.dumps(record), file=out)
+            tqdm.tqdm.write(json.dumps(record), file=sys.stdout)
+    print(f"{len(files) - bad} pictures and {lines.name} are in {output}", file=sys.stderr)
+    if bad:
+        print(f"{bad} of {len(files)} images could not be read, see {lines}", file=sys.stderr)
+    return bad
+
+
+def label_image(predictor: SCNetPredictor, file: str, image) -> dict:
+    """The eight most likely labels of an image with their boxes."""
+    height, width = image.shape[:2]
+    labels = describe_labels(predictor(image), predictor.metadata.thing_classes, top_k=8)
+    return {"file": file, "width": width, "height": height, "labels": labels}
+
+
+def save_picture(path: Path, picture) -> None:
+    """Write an RGB picture; raises where the folder cannot be written."""
+    if not cv2.imwrite(os.fspath(path), picture[:, :, ::-1]):
+        raise OSError(f"cannot write {path}")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILES", help="files or globs")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--threshold", type=float, help="default: TEST.LABEL_THRESHOLD")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config keys, for example MODEL.WEIGHTS model_final.pth",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    setup_logger(name="fvcore")
+    sys.exit(1 if main(get_parser().parse_args()) else 0)

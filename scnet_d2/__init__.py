@@ -1,0 +1,7 @@
+"""scnet_d2: multi-label image classification with spatial context, on Detectron2."""
+
+from . import data, modeling  # registers the data sets and the meta-architecture
+from .config import add_scnet_config, use_available_device
+
+__all__ = ["add_scnet_config", "data", "modeling", "use_available_device"]
+__version__ = "0.1.0"

@@ -1,0 +1,85 @@
+"""Configuration keys that SCNet adds to Detectron2's own."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode as CN
+
+logger = logging.getLogger(__name__)
+
+
+def add_scnet_config(cfg: CN) -> None:
+    """Add the project's keys to a Detectron2 config, in place; a second call changes nothing.
+
+    Args:
+        cfg: a Detectron2 config, as returned by `detectron2.config.get_cfg`.
+    """
+    if "SCNET" in cfg.MODEL:
+        return
+    _add_model_config(cfg)
+
+    # Optimizer: "SGD" (Detectron2's own builder) or "AdamW" (SOLVER.BASE_LR, SOLVER.WEIGHT_DECAY).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # Evaluated every TEST.EVAL_PERIOD iterations; the best checkpoint is chosen on the first one.
+    # Empty: DATASETS.TEST is evaluated instead and no checkpoint is chosen, for that would be
+    # tuning on the test split.
+    cfg.DATASETS.VAL = ()
+    # A class all of whose objects in an image are "difficult" (VOC): ignored, present or absent.
+    cfg.DATASETS.DIFFICULT_LABELS = "ignored"
+    # A class that an image has as a crowd region alone (COCO): present, ignored or absent.
+    cfg.DATASETS.CROWD_LABELS = "present"
+    # Keep images without a single annotation (82,783 / 40,504 on COCO 2014, as in the slides).
+    cfg.DATASETS.KEEP_UNANNOTATED = True
+
+    # A label is predicted for an image when its score reaches this.
+    cfg.TEST.LABEL_THRESHOLD = 0.5
+    # k of the top-k metrics.
+    cfg.TEST.LABEL_TOP_K = 3
+    # Also report detection AP of the boxes, with Detectron2's COCOEvaluator.
+    cfg.TEST.DETECTION_AP = False
+
+
+def use_available_device(cfg: CN) -> None:
+    """Set `MODEL.DEVICE` to the CPU, in place, where it asks for a GPU and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no GPU found: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.SCNET = CN()
+
+    cfg.MODEL.SCNET.OBJECT = CN()
+    # False leaves the object branch out: labels then come from the context branch alone.
+    cfg.MODEL.SCNET.OBJECT.ENABLED = True
+    # A tight box carries the classes of all ground-truth boxes with at least this IoU.
+    cfg.MODEL.SCNET.OBJECT.LABEL_IOU = 0.5
+    # Weight of loss_object_patch. (That of loss_object_loc is ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT.)
+    cfg.MODEL.SCNET.OBJECT.PATCH_LOSS_WEIGHT = 1.0
+
+    cfg.MODEL.SCNET.CONTEXT = CN()
+    # False leaves the context branch out.
+    cfg.MODEL.SCNET.CONTEXT.ENABLED = True
+    # Sides of a context box / sides of its tight box, before clipping to the image.
+    cfg.MODEL.SCNET.CONTEXT.EXPANSION_RATIO = 2.0
+    # A context box carries the classes of all ground-truth boxes that lie in it at least this far.
+    cfg.MODEL.SCNET.CONTEXT.LABEL_COVERAGE = 0.5
+
+    cfg.MODEL.SCNET.LABEL = CN()
+    # Score that an untrained label predictor gives: sets the bias of its last layer.
+    cfg.MODEL.SCNET.LABEL.PRIOR_PROB = 0.01
+    # Weight of loss_object_label and of loss_context_label.
+    cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT = 1.0
+
+    cfg.MODEL.SCNET.AGGREGATION = CN()
+    # Boxes to image: max, topk_mean, noisy_or or logsumexp.
+    cfg.MODEL.SCNET.AGGREGATION.METHOD = "max"
+    # Weight of the object branch in the fused score; the context branch has the rest.
+    cfg.MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT = 0.5
+    # Multiply the fused scores of a box by the confidence that it holds an object.
+    cfg.MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE = False
+    # Number of boxes that topk_mean averages.
+    cfg.MODEL.SCNET.AGGREGATION.TOPK = 3
+    # Sharpness of logsumexp: 0 tends to the mean over the boxes, infinity to the maximum.
+    cfg.MODEL.SCNET.AGGREGATION.SHARPNESS = 10.0

@@ -1,0 +1,19 @@
+"""Multi-label data sets in Detectron2's format.
+
+Importing this package registers the built-in data sets.
+"""
+
+from . import builtin  # noqa: F401 (imported for registration only)
+from .coco import register_coco_multilabel
+from .dataset_mapper import MultiLabelDatasetMapper
+from .errors import DatasetError
+from .labels import LabelPolicy, get_label_policy, set_label_policy
+
+__all__ = [
+    "DatasetError",
+    "LabelPolicy",
+    "MultiLabelDatasetMapper",
+    "get_label_policy",
+    "register_coco_multilabel",
+    "set_label_policy",
+]

@@ -1,0 +1,44 @@
+"""Annotated boxes made safe for training: clipped to the image, degenerate ones dropped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def clip_box(box: Sequence[float], width: float, height: float) -> list[float] | None:
+    """Clip an XYXY box in pixels to the image.
+
+    Returns:
+        The clipped box, or None if nothing with an area is left: an empty, inverted or outside
+        box, or one with a coordinate that is not finite.
+    """
+    if not all(map(math.isfinite, box)):
+        return None
+    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
+    x1, y1 = min(box[2], float(width)), min(box[3], float(height))
+    return [x0, y0, x1, y1] if x0 < x1 and y0 < y1 else None
+
+
+def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
+    """Clip every XYXY box of the dataset dicts in place and drop the degenerate ones.
+
+    Labels are not touched: an annotation says that its class
+    is in the image even if its box cannot be used. One warning gives the number dropped.
+    """
+    dropped = 0
+    for record in records:
+        annotations = record["annotations"]
+        for annotation in annotations:
+            annotation["bbox"] = clip_box(annotation["bbox"], record["width"], record["height"])
+        record["annotations"] = [a for a in annotations if a["bbox"] is not None]
+        dropped += len(annotations) - len(record["annotations"])
+    if dropped:
+        logger.warning(
+            f"{dataset_name}: {dropped} boxes are empty, inverted, outside their image or not "
+            "finite and are not used; their labels still count."
+        )

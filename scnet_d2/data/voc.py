@@ -1,0 +1,144 @@
+"""PASCAL VOC as multi-label data sets: boxes, difficult objects and image-level labels."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from detectron2.data import detection_utils
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from .boxes import clip_annotations
+from .errors import DatasetError, require_path
+from .labels import get_label_policy, image_labels
+
+_CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Object(NamedTuple):
+    category_id: int
+    box: tuple[float, ...]  # XYXY in pixels, not yet clipped
+    difficult: int
+
+
+class _Image(NamedTuple):
+    height: int  # 0 if the file does not say
+    width: int
+    objects: tuple[_Object, ...]
+
+
+def load_voc_multilabel(
+    dirname: str, split: str, dataset_name: str, *, remedy: str = _CHECK_PATHS
+) -> list[dict[str, Any]]:
+    """Load one split of a VOC folder as dataset dicts with image-level labels.
+
+    Boxes are XYXY in pixels with 1 subtracted from xmin and ymin, as in Detectron2's
+    ``load_voc_instances``, and clipped to the image. Difficult objects stay among the
+    annotations with ``difficult`` 1; the current ``LabelPolicy`` says what they do to
+    ``image_labels`` and ``ignored_labels``.
+
+    Args:
+        dirname: folder with ``Annotations/``, ``ImageSets/Main/`` and ``JPEGImages/``.
+        split: name of the list in ``ImageSets/Main/``, such as "trainval".
+        dataset_name: name for messages.
+        remedy: what to do if a path does not exist, for the error message.
+
+    Raises:
+        DatasetError: for absent paths and for annotations that are broken or inconsistent.
+    """
+    split_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
+    require_path(split_file, dataset_name, remedy)
+    for folder in ("Annotations", "JPEGImages"):
+        require_path(os.path.join(dirname, folder), dataset_name, remedy, folder=True)
+    policy = get_label_policy()
+    records = [_load_image(dirname, i, dataset_name) for i in _image_ids(split_file)]
+    if not policy.keep_unannotated:
+        records = [r for r in records if r["annotations"]]
+    if not records:
+        raise DatasetError(f"{dataset_name}: '{split_file}' names no image; get it again.")
+    for record in records:
+        record["image_labels"], record["ignored_labels"] = image_labels(
+            record["annotations"], policy
+        )
+    clip_annotations(records, dataset_name)
+    return records
+
+
+def _image_ids(split_file: str) -> list[str]:
+    with PathManager.open(split_file, "r") as f:
+        ids = [line.split()[0] for line in f if line.strip()]
+    if len(set(ids)) < len(ids):
+        repeated = next(i for i in ids if ids.count(i) > 1)
+        raise DatasetError(f"{split_file}: image {repeated} occurs twice; keep one line of it.")
+    return ids
+
+
+def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any]:
+    annotation_dir = PathManager.get_local_path(os.path.join(dirname, "Annotations"))
+    xml_file = os.path.join(annotation_dir, f"{image_id}.xml")
+    image_file = os.path.join(dirname, "JPEGImages", f"{image_id}.jpg")
+    try:
+        height, width, objects = _parse(xml_file, os.stat(xml_file).st_mtime_ns)
+        if height < 1 or width < 1:
+            height, width = detection_utils.read_image(image_file).shape[:2]
+    except (OSError, ET.ParseError, ValueError) as e:
+        raise DatasetError(
+            f"image {image_id}.jpg of {dataset_name}: {e}. Correct '{xml_file}' or unpack the "
+            "archive again."
+        ) from e
+    return {
+        "file_name": image_file,
+        "image_id": image_id,
+        "height": height,
+        "width": width,
+        "annotations": [_annotation(o) for o in objects],
+    }
+
+
+def _annotation(obj: _Object) -> dict[str, Any]:
+    return {
+        "bbox": list(obj.box),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": obj.category_id,
+        "iscrowd": 0,
+        "difficult": obj.difficult,
+    }
+
+
+class _NoDoctype(ET.TreeBuilder):
+    """Refuses document type declarations, the only place where xml entities are declared."""
+
+    def doctype(self, name: str, public_id: str | None, system: str | None) -> None:
+        raise ValueError(f"its annotation declares a document type ({name}), which is refused")
+
+
+@lru_cache(maxsize=1 << 15)
+def _parse(xml_file: str, mtime_ns: int) -> _Image:
+    """Read one annotation file; ``mtime_ns`` keys the cache."""
+    root = ET.parse(xml_file, parser=ET.XMLParser(target=_NoDoctype())).getroot()
+    height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    return _Image(height, width, tuple(_parse_object(o) for o in root.findall("object")))
+
+
+def _parse_object(element: ET.Element) -> _Object:
+    name = (element.findtext("name") or "").strip()
+    if name not in CLASS_NAMES:
+        raise ValueError(f"class '{name}' is not one of the {len(CLASS_NAMES)} VOC classes")
+    difficult = int(element.findtext("difficult") or 0)
+    return _Object(CLASS_NAMES.index(name), _parse_box(element, name), difficult)
+
+
+def _parse_box(element: ET.Element, name: str) -> Sequence[float]:
+    texts = [element.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+    try:
+        xmin, ymin, xmax, ymax = map(float, texts)
+    except (TypeError, ValueError):
+        raise ValueError(f"the box of a '{name}' is {texts}, not four numbers") from None
+    # VOC counts pixels from 1 and includes the last one: xmin 1, xmax W is the whole width.
+    return xmin - 1.0, ymin - 1.0, xmax, ymax

@@ -1,0 +1,296 @@
+"""Multi-label evaluation of a model on a registered data set."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from .metrics import multilabel_metrics
+from .report import format_table
+
+logger = logging.getLogger(__name__)
+
+
+class GroundTruth(NamedTuple):
+    """Image labels of a data set, one row an image, in the order of the data set."""
+
+    image_ids: list[Hashable]
+    file_names: list[str]
+    labels: np.ndarray  # (N, C) bool
+    ignored: np.ndarray  # (N, C) bool
+
+
+class MultiLabelEvaluator(DatasetEvaluator):
+    """Compares image scores with the labels of a data set: see :func:`multilabel_metrics`.
+
+    Takes the outputs of SCNet (``image_scores``) and of any Detectron2 detector (``instances``: the
+    score of a label is the highest score of its boxes, 0 without one).
+
+    The labels are ``image_labels`` and ``ignored_labels`` of each dataset dict. A data set without
+    ``image_labels``, such as Detectron2's own, has the classes of its ``annotations``, crowds
+    included, and ignores nothing.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        threshold: float | np.ndarray = 0.5,
+        top_k: int = 3,
+        distributed: bool = True,
+        output_dir: str | None = None,
+    ):
+        """
+        Args:
+            dataset_name: a name in Detectron2's ``DatasetCatalog``.
+            threshold: a class is predicted where its score is >= threshold; one number or (C,).
+            top_k: number of classes an image may predict in the ``_top3`` metrics.
+            distributed: collect the scores of all processes in the first one; otherwise each
+                process evaluates what it has seen, which must then be the whole data set.
+            output_dir: folder for ``multilabel_scores.npz``: image_ids (N,), file_names (N,),
+                class_names (C,), scores (N, C) float32, labels and ignored (N, C) bool.
+        """
+        self._dataset_name = dataset_name
+        self._class_names = _class_names(dataset_name)
+        self._threshold = threshold
+        self._top_k = top_k
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets every prediction."""
+        self._image_ids: list[Hashable] = []
+        self._scores: list[np.ndarray] = []
+
+    def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
+        """Keeps the image scores of a batch.
+
+        Args:
+            inputs: dataset dicts with ``image_id`` (str or int).
+            outputs: dicts with ``image_scores``, Tensor (C,) in [0, 1], or ``instances``.
+
+        Raises:
+            ValueError: neither key, another number of classes, or scores that are nan or outside
+                [0, 1]; names the image's file.
+        """
+        for dataset_dict, output in zip(inputs, outputs, strict=True):
+            try:
+                scores = image_scores(output, len(self._class_names))
+            except ValueError as error:
+                file_name = dataset_dict.get("file_name", dataset_dict["image_id"])
+                raise ValueError(f"image {file_name} of {self._dataset_name}: {error}") from error
+            self._image_ids.append(dataset_dict["image_id"])
+            self._scores.append(scores)
+
+    def evaluate(self) -> OrderedDict | None:
+        """Computes the metrics over all processes, logs them, and saves the scores.
+
+        Returns:
+            ``{"multilabel": {metric: percent}}`` with the keys of :func:`multilabel_metrics` and
+            one ``AP-<class>`` for each class, nan where it has no positive; None in all processes
+            but the first.
+
+        Raises:
+            ValueError: no predictions, an image without one, or one for an image that is not in the
+                data set.
+        """
+        predictions = self._gather()
+        if predictions is None:
+            return None
+        if not predictions:
+            raise ValueError(
+                f"no predictions for {self._dataset_name}: call process() before evaluate()"
+            )
+        truth = load_ground_truth(self._dataset_name, len(self._class_names))
+        scores = self._match(predictions, truth)
+        if self._output_dir:
+            self._save(scores, truth)
+        results = OrderedDict(multilabel=self._metrics(scores, truth))
+        logger.info("Multi-label results on %s:\n%s", self._dataset_name, format_table(results))
+        return results
+
+    def _gather(self) -> dict[Hashable, np.ndarray] | None:
+        """Scores by image id; an image that pads out a process's share counts once."""
+        shares = [(self._image_ids, self._scores)]
+        if self._distributed:
+            comm.synchronize()
+            shares = comm.gather((self._image_ids, _stack(self._scores)), dst=0)
+            if not comm.is_main_process():
+                return None
+        predictions: dict[Hashable, np.ndarray] = {}
+        for image_ids, scores in shares:
+            for image_id, image_scores_ in zip(image_ids, scores, strict=True):
+                predictions.setdefault(image_id, image_scores_)
+        return predictions
+
+    def _match(self, predictions: dict[Hashable, np.ndarray], truth: GroundTruth) -> np.ndarray:
+        """(N, C) scores in the order of the data set."""
+        unknown = predictions.keys() - set(truth.image_ids)
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} predictions are for images that are not in {self._dataset_name}: "
+                f"image_id {_first(sorted(map(repr, unknown)))}"
+            )
+        missing = [
+            file_name
+            for image_id, file_name in zip(truth.image_ids, truth.file_names, strict=True)
+            if image_id not in predictions
+        ]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of the {len(truth.image_ids)} images of {self._dataset_name} have "
+                f"no prediction: {_first(missing)}"
+            )
+        return np.stack([predictions[image_id] for image_id in truth.image_ids])
+
+    def _metrics(self, scores: np.ndarray, truth: GroundTruth) -> dict[str, float]:
+        metrics = multilabel_metrics(
+            scores, truth.labels, truth.ignored, threshold=self._threshold, top_k=self._top_k
+        )
+        per_class = metrics.pop("per_class_AP")
+        named = zip(self._class_names, per_class, strict=True)
+        return metrics | {f"AP-{name}": float(ap) for name, ap in named}
+
+    def _save(self, scores: np.ndarray, truth: GroundTruth) -> None:
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, "multilabel_scores.npz")
+        temporary = f"{path}.{os.getpid()}.tmp"  # beside it: os.replace needs one file system
+        with open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                image_ids=_id_array(truth.image_ids),
+                file_names=np.array(truth.file_names, dtype=str),
+                class_names=np.array(self._class_names, dtype=str),
+                scores=scores,
+                labels=truth.labels,
+                ignored=truth.ignored,
+            )
+        os.replace(temporary, path)
+        logger.info("Saved the image scores to %s", path)
+
+
+def image_scores(output: dict[str, Any], num_classes: int) -> np.ndarray:
+    """Image scores of one model output.
+
+    Args:
+        output: has ``image_scores``, Tensor (C,), or a detector's ``instances``.
+        num_classes: C.
+
+    Returns:
+        (C,) float32 in [0, 1].
+
+    Raises:
+        ValueError: neither key, another number of classes, nan, or a score outside [0, 1].
+    """
+    if "image_scores" in output:
+        scores = output["image_scores"].detach().float().cpu().numpy()
+    elif "instances" in output:
+        scores = detection_scores(output["instances"], num_classes)
+    else:
+        raise ValueError(
+            f"the model's output has neither 'image_scores' nor 'instances', only {sorted(output)}"
+        )
+    if scores.shape != (num_classes,):
+        raise ValueError(
+            f"image scores have shape {scores.shape}, but the data set has {num_classes} classes"
+        )
+    wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if len(wrong):
+        raise ValueError(f"the score of class {wrong[0]} is {scores[wrong[0]]}, not in [0, 1]")
+    return scores
+
+
+def detection_scores(instances: Instances, num_classes: int) -> np.ndarray:
+    """Highest score of the boxes of each class, 0 without one: (C,) float32.
+
+    Raises:
+        ValueError: a predicted class that is not one of the ``num_classes``.
+    """
+    classes = instances.pred_classes.detach().cpu().numpy()
+    wrong = classes[(classes < 0) | (classes >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"a box has class {wrong[0]}, but the data set has {num_classes} classes")
+    scores = np.zeros(num_classes, dtype=np.float32)
+    with np.errstate(invalid="ignore"):  # nan is kept, and reported by image_scores
+        np.maximum.at(scores, classes, instances.scores.detach().float().cpu().numpy())
+    return scores
+
+
+def load_ground_truth(dataset_name: str, num_classes: int) -> GroundTruth:
+    """Image labels of a registered data set.
+
+    Raises:
+        ValueError: a label that is not a contiguous class id, naming the image's file; two images
+            with one id.
+    """
+    dataset_dicts = DatasetCatalog.get(dataset_name)
+    shape = (len(dataset_dicts), num_classes)
+    labels, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for row, dataset_dict in enumerate(dataset_dicts):
+        labels[row, _present_classes(dataset_dict, num_classes)] = True
+        left_out = dataset_dict.get("ignored_labels", [])
+        ignored[row, _checked(left_out, dataset_dict, num_classes)] = True
+    image_ids = [d["image_id"] for d in dataset_dicts]
+    if len(set(image_ids)) < len(image_ids):
+        repeated = next(i for i in image_ids if image_ids.count(i) > 1)
+        raise ValueError(f"{dataset_name} has more than one image with image_id {repeated!r}")
+    file_names = [str(d.get("file_name", d["image_id"])) for d in dataset_dicts]
+    return GroundTruth(image_ids, file_names, labels, ignored)
+
+
+def _present_classes(dataset_dict: dict[str, Any], num_classes: int) -> list[int]:
+    if "image_labels" in dataset_dict:
+        return _checked(dataset_dict["image_labels"], dataset_dict, num_classes)
+    if "annotations" in dataset_dict:
+        classes = [annotation["category_id"] for annotation in dataset_dict["annotations"]]
+        return _checked(classes, dataset_dict, num_classes)
+    raise ValueError(
+        f"image {dataset_dict.get('file_name')} has neither 'image_labels' nor 'annotations': the "
+        "data set has no labels to evaluate against"
+    )
+
+
+def _checked(classes: Sequence[int], dataset_dict: dict[str, Any], num_classes: int) -> list[int]:
+    for class_id in classes:
+        if not 0 <= class_id < num_classes:
+            raise ValueError(
+                f"image {dataset_dict.get('file_name')}: label {class_id} is not a contiguous "
+                f"class id in [0, {num_classes})"
+            )
+    return list(classes)
+
+
+def _class_names(dataset_name: str) -> list[str]:
+    metadata = MetadataCatalog.get(dataset_name)
+    if not metadata.get("thing_classes"):
+        DatasetCatalog.get(dataset_name)  # Detectron2's COCO reader sets the class names
+    names = metadata.get("thing_classes")
+    if not names:
+        raise ValueError(f"the metadata of {dataset_name} has no thing_classes")
+    return list(names)
+
+
+def _stack(scores: list[np.ndarray]) -> np.ndarray:
+    """One array to send rather than one per image; (0,) when this process saw no image."""
+    return np.stack(scores) if scores else np.zeros(0, dtype=np.float32)
+
+
+def _id_array(image_ids: list[Hashable]) -> np.ndarray:
+    """Integers, or text where not all ids are 64-bit integers; never objects, which need pickle."""
+    array = np.array(image_ids)
+    return array if array.dtype.kind in "iuU" else array.astype(str)
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,6 @@
+"""Labels of images outside a data set, with the boxes that they come from."""
+
+from .predictor import SCNetPredictor, describe_labels
+from .visualizer import draw_labels
+
+__all__ = ["SCNetPredictor", "describe_labels", "draw_labels"]

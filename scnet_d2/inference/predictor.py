@@ -1,0 +1,94 @@
+"""Labels of single images, with the boxes that they come from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.engine import DefaultPredictor
+
+
+class SCNetPredictor(DefaultPredictor):
+    """Detectron2's `DefaultPredictor` for one image or a list of images.
+
+    Attributes:
+        metadata: of the first data set of `DATASETS.TEST`; its `thing_classes` name the labels.
+    """
+
+    def __init__(self, cfg):
+        """
+        Args:
+            cfg: a config with the project's keys; `MODEL.WEIGHTS` names a checkpoint.
+
+        Raises:
+            ValueError: if `MODEL.WEIGHTS` is empty.
+        """
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError("MODEL.WEIGHTS is empty: set it to a trained checkpoint")
+        super().__init__(cfg)
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray | Sequence[np.ndarray]) -> dict | list[dict]:
+        """Predict the labels of one image, or of a list of images in one batch.
+
+        Args:
+            original_image: (H, W, 3) uint8 BGR image, or a list of such images of any sizes.
+
+        Returns:
+            The model's output for the image (see `SCNet.forward`), or a list of outputs.
+
+        Raises:
+            ValueError: if an image is not (H, W, 3) uint8.
+        """
+        if isinstance(original_image, np.ndarray):
+            return self.model([self._input(original_image)])[0]
+        return self.model([self._input(image) for image in original_image])
+
+    def _input(self, image: np.ndarray) -> dict:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
+            )
+        height, width = image.shape[:2]
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+
+def describe_labels(
+    output: dict, class_names: Sequence[str], top_k: int | None = None
+) -> list[dict]:
+    """Labels of an image from the highest score down, each with the box that it comes from.
+
+    Args:
+        output: the model's output for one image.
+        class_names: C names.
+        top_k: how many labels at most; all C by default.
+
+    Returns:
+        Dicts with `label`, `score`, and `box` and `context_box` ([x0, y0, x1, y1] in pixels of the
+        original image): of the detection in which the label scores highest, or None where nothing
+        was detected.
+    """
+    scores = output["image_scores"].cpu()
+    instances = output["instances"].to("cpu")
+    order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+    return [
+        {"label": class_names[c], "score": round(scores[c].item(), 4)} | _evidence(instances, c)
+        for c in order
+    ]
+
+
+def _evidence(instances, class_id: int) -> dict:
+    if len(instances) == 0:
+        return {"box": None, "context_box": None}
+    best = instances.label_scores[:, class_id].argmax().item()
+    return {
+        "box": _rounded(instances.pred_boxes.tensor[best]),
+        "context_box": _rounded(instances.context_boxes.tensor[best]),
+    }
+
+
+def _rounded(box: torch.Tensor) -> list[float]:
+    return [round(v, 1) for v in box.tolist()]

@@ -1,0 +1,96 @@
+"""Pictures of the labels of an image and the boxes that they come from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+# Okabe and Ito's palette: told apart by the colour-blind, too.
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+GREY = "#9A9A9A"
+PANEL_INCHES = 3.2  # width of the panel of score bars
+IMAGE_INCHES = 6.4  # long side of the image
+DPI = 110
+
+
+def draw_labels(image: np.ndarray, labels: Sequence[dict], *, threshold: float = 0.5) -> np.ndarray:
+    """Draw an image with its labels: tight boxes solid, context boxes dashed, scores as bars.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: as `describe_labels` returns them, from the highest score down.
+        threshold: labels below it are listed in grey, without their boxes.
+
+    Returns:
+        (H', W', 3) uint8 RGB picture, about 1000 pixels wide whatever the size of the image.
+    """
+    height, width = image.shape[:2]
+    scale = IMAGE_INCHES / max(height, width)
+    image_w, image_h = width * scale, max(height * scale, 2.0)
+    figure = Figure(figsize=(image_w + PANEL_INCHES, image_h), dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    share = image_w / (image_w + PANEL_INCHES)
+    _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, threshold)
+    panel = figure.add_axes((share + 0.14 * (1 - share), 0.1, 0.78 * (1 - share), 0.86))
+    _draw_bars(panel, labels, threshold)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def label_color(rank: int, score: float, threshold: float) -> str:
+    """Colour of the label at a rank; grey below the threshold."""
+    return COLORS[rank % len(COLORS)] if score >= threshold else GREY
+
+
+def _draw_boxes(axes, image, labels, threshold) -> None:
+    axes.imshow(image, interpolation="lanczos" if max(image.shape) < 600 else "antialiased")
+    axes.set_axis_off()
+    shown = [(i, x) for i, x in enumerate(labels) if x["score"] >= threshold and x["box"]]
+    for rank, label in reversed(shown):  # the highest score on top
+        color = label_color(rank, label["score"], threshold)
+        _draw_rectangle(axes, label["context_box"], color, linestyle=(0, (4, 3)), linewidth=1.6)
+        _draw_rectangle(axes, label["box"], color, linestyle="-", linewidth=2.6)
+    places: list[tuple[float, float]] = []
+    for rank, label in shown:
+        _draw_name(axes, label, label_color(rank, label["score"], threshold), places, image.shape)
+
+
+def _draw_rectangle(axes, box, color, **line) -> None:
+    x0, y0, x1, y1 = box
+    for edge, extra in (("black", 1.6), (color, 0)):  # a dark rim keeps lines visible anywhere
+        style = line | {"linewidth": line["linewidth"] + extra, "alpha": 0.5 if extra else 1}
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, **style))
+
+
+def _draw_name(axes, label, color, places, shape) -> None:
+    """Write a label at the top left of its box, lower where another name stands already."""
+    line = 0.055 * max(shape[:2])
+    x, y = max(label["box"][0], 0), max(label["box"][1], 0) + 0.15 * line
+    while any(abs(y - py) < line and abs(x - px) < 7 * line for px, py in places):
+        y += line
+    places.append((x, y))
+    style = {"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none", "alpha": 0.9}
+    text = f"{label['label']} {label['score']:.2f}"
+    right = x > 0.75 * shape[1]
+    axes.text(
+        min(x, shape[1]), y, text, fontsize=10, color="black", bbox=style, clip_on=True,
+        va="top", ha="right" if right else "left",
+    )  # fmt: skip
+
+
+def _draw_bars(axes, labels, threshold) -> None:
+    names = [x["label"] for x in labels]
+    scores = [x["score"] for x in labels]
+    colors = [label_color(i, s, threshold) for i, s in enumerate(scores)]
+    rows = np.arange(len(labels))
+    axes.barh(rows, scores, color=colors, height=0.34)
+    for row, name, score in zip(rows, names, scores):
+        axes.text(0, row - 0.24, name, fontsize=10, va="bottom")
+        axes.text(1, row - 0.24, f"{score:.2f}", fontsize=10, va="bottom", ha="right")
+    axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xlim=(0, 1), ylim=(max(len(labels), 5) - 0.5, -0.8), yticks=[], xticks=[0, 0.5, 1])
+    axes.set_xlabel("score    — box   - - context box", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)

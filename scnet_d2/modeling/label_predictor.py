@@ -1,0 +1,72 @@
+"""Label predictor: one dense layer of C logits, trained with binary cross-entropy."""
+
+import math
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+from torch.nn import functional as F
+
+
+class LabelPredictor(nn.Module):
+    """C independent label scores for each box.
+
+    Source: slides, "2 Label predictors ... trained by using the binary cross-entropy loss". The
+    printed formula lacks its leading minus, and its σ is the sigmoid.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_dim: int,
+        *,
+        num_classes: int,
+        prior_prob: float = 0.01,
+        loss_weight: float = 1.0,
+    ):
+        """
+        Args:
+            input_dim: D, length of a box's feature vector.
+            num_classes: C.
+            prior_prob: score of every label before training, in (0, 1).
+            loss_weight: weight of the loss.
+        """
+        super().__init__()
+        if not 0 < prior_prob < 1:
+            raise ValueError(f"MODEL.SCNET.LABEL.PRIOR_PROB must lie in (0, 1), got {prior_prob}")
+        self.num_classes = num_classes
+        self.loss_weight = loss_weight
+        self.label_score = nn.Linear(input_dim, num_classes)
+        nn.init.normal_(self.label_score.weight, std=0.01)
+        nn.init.constant_(self.label_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg, input_dim):
+        return {
+            "input_dim": input_dim,
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "prior_prob": cfg.MODEL.SCNET.LABEL.PRIOR_PROB,
+            "loss_weight": cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT,
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map box features (R, D) to label logits (R, C)."""
+        return self.label_score(x)
+
+    def loss(
+        self, logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor
+    ) -> torch.Tensor:
+        """Binary cross-entropy, summed over classes and averaged over boxes.
+
+        Args:
+            logits: (R, C) label logits.
+            targets: (R, C) multi-hot targets.
+            counted: (R, C) bool; False leaves an entry out (labels ignored in the box's image).
+
+        Returns:
+            Scalar loss; 0 where there is no box.
+        """
+        loss = F.binary_cross_entropy_with_logits(
+            logits, targets, weight=counted.to(logits.dtype), reduction="sum"
+        )
+        return loss * (self.loss_weight / max(len(logits), 1))

@@ -1,0 +1,28 @@
+"""Packaging of scnet_d2. Detectron2 itself: see requirements.txt and third_party/detectron2."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="scnet_d2",
+    version="0.1.0",
+    description="Multi-label image classification with spatial context, on Detectron2",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "detectron2>=0.6",
+        "torch>=2.1",
+        "torchvision",
+        "fvcore",
+        "pycocotools>=2.0.6",
+        "opencv-python>=4.6",
+        "numpy>=1.24",
+        "matplotlib>=3.6",
+        "tabulate",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["hypothesis", "pytest", "ruff==0.17.6", "scikit-learn", "pypi-simple"],
+    },
+)

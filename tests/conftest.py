@@ -1,0 +1,53 @@
+"""Helpers: small models built from the shipped configs, and hand-made inputs."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.structures import Boxes, Instances
+
+from scnet_d2 import add_scnet_config
+
+REPO = Path(__file__).resolve().parent.parent
+CONFIGS = REPO / "configs"
+
+
+def load_config(name: str, *opts):
+    """The shipped config `name` on the CPU, with random weights and key overrides."""
+    cfg = get_cfg()
+    add_scnet_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    return cfg
+
+
+def small_config(*opts):
+    """The smallest shipped model, made still smaller."""
+    return load_config(
+        "ContextScenes/scnet_R_18_FPN_160px.yaml", "MODEL.ROI_BOX_HEAD.FC_DIM", 32, *opts
+    )
+
+
+def make_input(boxes, classes, size=(96, 128), **extra) -> dict:
+    """A model input with a random image of `size` (height, width) and these objects."""
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "file_name": "made.png", **extra}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_data_root() -> str:
+    """The datasets root with real photographs, where there is one."""
+    root = os.environ.get("DETECTRON2_DATASETS", "")
+    if not os.path.isdir(os.path.join(root, "coco", "val2017")):
+        pytest.skip("DETECTRON2_DATASETS has no real photographs (coco/val2017)")
+    return root

@@ -1,0 +1,384 @@
+"""COCO-format data sets: registration, records, labels and errors."""
+
+import copy
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from scnet_d2.data import DatasetError, LabelPolicy, register_coco_multilabel, set_label_policy
+from scnet_d2.data.boxes import clip_box
+from scnet_d2.data.builtin import register_all
+from scnet_d2.data.labels import image_labels
+
+REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
+needs_coco = pytest.mark.skipif(
+    not Path(REAL_ROOT, "coco/annotations/instances_val2017.json").exists(),
+    reason="no coco/ under $DETECTRON2_DATASETS",
+)
+
+# Ids are neither ordered nor contiguous: 3 -> 0 "cup", 7 -> 1 "dog", 20 -> 2 "cat".
+SMALL = {
+    "images": [
+        {"id": 9, "file_name": "9.png", "height": 40, "width": 60},
+        {"id": 4, "file_name": "4.png", "height": 40, "width": 60},
+        {"id": 5, "file_name": "5.png", "height": 40, "width": 60},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 9, "category_id": 20, "bbox": [5, 6, 10, 12], "area": 120},
+        {"id": 2, "image_id": 9, "category_id": 3, "bbox": [0, 0, 8, 8], "area": 64},
+        {"id": 3, "image_id": 9, "category_id": 20, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 1},
+        {"id": 4, "image_id": 4, "category_id": 7, "bbox": [2, 2, 9, 9], "area": 81, "iscrowd": 1},
+    ],
+    "categories": [
+        {"id": 20, "name": "cat"},
+        {"id": 3, "name": "cup"},
+        {"id": 7, "name": "dog"},
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def default_policy():
+    previous = set_label_policy(LabelPolicy())
+    yield
+    set_label_policy(previous)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes a json, registers it as "small" and loads it; the name is free again afterwards."""
+
+    def write_and_load(content):
+        json_file = tmp_path / "small.json"
+        text = content if isinstance(content, str) else json.dumps(content)
+        json_file.write_text(text, encoding="utf-8")
+        register_coco_multilabel("small", json_file, tmp_path)
+        return DatasetCatalog.get("small")
+
+    yield write_and_load
+    DatasetCatalog.pop("small", None)
+
+
+def edited(section, position, **values):
+    content = copy.deepcopy(SMALL)
+    entry = content[section][position]
+    entry.update(values)
+    for key in [k for k, v in entry.items() if v is KeyError]:
+        del entry[key]
+    return content
+
+
+def test_records_and_contiguous_labels(load, tmp_path):
+    records = load(SMALL)
+    assert [r["image_id"] for r in records] == [4, 5, 9]
+    assert [r["image_labels"] for r in records] == [[1], [], [0, 2]]
+    assert [r["ignored_labels"] for r in records] == [[], [], []]
+    last = records[-1]
+    assert (last["file_name"], last["height"], last["width"]) == (str(tmp_path / "9.png"), 40, 60)
+    assert last["annotations"][0] == {
+        "bbox": [5, 6, 15, 18],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": 2,
+        "iscrowd": 0,
+    }
+
+
+def test_metadata_after_loading(load, tmp_path):
+    load(SMALL)
+    meta = MetadataCatalog.get("small")
+    assert meta.thing_classes == ["cup", "dog", "cat"]
+    assert meta.thing_dataset_id_to_contiguous_id == {3: 0, 7: 1, 20: 2}
+    assert (meta.evaluator_type, meta.json_file) == ("multilabel", str(tmp_path / "small.json"))
+
+
+@pytest.mark.parametrize(
+    ("crowd", "present", "ignored"),
+    [("present", [1], []), ("ignored", [], [1]), ("absent", [], [])],
+)
+def test_crowd_policy_decides_only_for_classes_without_other_boxes(load, crowd, present, ignored):
+    set_label_policy(LabelPolicy(crowd=crowd))
+    records = load(SMALL)
+    assert (records[0]["image_labels"], records[0]["ignored_labels"]) == (present, ignored)
+    assert (records[2]["image_labels"], records[2]["ignored_labels"]) == ([0, 2], [])
+
+
+def test_unannotated_images_can_be_dropped(load):
+    set_label_policy(LabelPolicy(keep_unannotated=False, crowd="absent"))
+    assert [r["image_id"] for r in load(SMALL)] == [4, 9]
+
+
+def test_difficult_key_follows_the_policy(load):
+    records = load(edited("annotations", 1, difficult=1))
+    assert (records[2]["image_labels"], records[2]["ignored_labels"]) == ([2], [0])
+    assert [a.get("difficult") for a in records[2]["annotations"]] == [None, 1, None]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 0, 9], [5, 5, 9, -2], [60, 0, 5, 5], [-9, 0, 9, 5], [math.nan, 0, 5, 5]],
+)
+def test_unusable_box_is_dropped_with_one_warning_and_its_label_stays(load, caplog, box):
+    with caplog.at_level(logging.WARNING):
+        record = load(edited("annotations", 1, bbox=box))[2]
+    assert [a["category_id"] for a in record["annotations"]] == [2, 2]
+    assert record["image_labels"] == [0, 2]
+    assert [r.message for r in caplog.records if "small: 1 boxes" in r.message]
+
+
+def test_box_is_clipped_to_the_image(load):
+    record = load(edited("annotations", 1, bbox=[-4.5, 10, 100, 100]))[2]
+    assert record["annotations"][1]["bbox"] == [0, 10, 60, 40]
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(st.tuples(numbers, numbers, numbers, numbers), st.integers(1, 999), st.integers(1, 999))
+def test_clipped_box_has_an_area_inside_the_image(box, width, height):
+    clipped = clip_box(box, width, height)
+    if clipped is not None:
+        x0, y0, x1, y1 = clipped
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
+
+
+def test_annotation_with_a_bad_polygon_is_kept(load):
+    record = load(edited("annotations", 1, segmentation=[[1, 2]]))[2]
+    assert len(record["annotations"]) == 3
+    assert "segmentation" not in record["annotations"][1]
+
+
+def without(section):
+    return {key: value for key, value in SMALL.items() if key != section}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(SMALL)[:-30], "not a complete json file"),
+        ("[1, 2]", "a json list, not a COCO-format dict"),
+        (without("images"), "'images' is missing"),
+        (without("annotations"), "'annotations' is missing"),
+        (without("categories"), "'categories' is missing"),
+        ({**SMALL, "images": []}, "'images' is empty"),
+        ({**SMALL, "categories": []}, "'categories' is empty"),
+        (edited("images", 1, file_name=KeyError), r"images\[1\] lacks a valid file_name"),
+        (edited("images", 1, file_name=None), r"images\[1\] lacks a valid file_name"),
+        (edited("images", 1, id=[9], height="40"), r"images\[1\] lacks a valid id, height"),
+        ({**SMALL, "images": [7]}, r"images\[0\] lacks a valid id, file_name, height, width"),
+        (edited("images", 1, id=9), "id 9 occurs twice in 'images'"),
+        (edited("images", 1, height=0), r"image 4 \(4.png\) has height and width \(0, 60\)"),
+        (edited("annotations", 2, bbox=KeyError), r"annotations\[2\] lacks a valid bbox"),
+        (edited("annotations", 2, id=1), "id 1 occurs twice in 'annotations'"),
+        (edited("annotations", 2, category_id=8), "annotation 3: category_id 8 is not in"),
+        (edited("annotations", 2, image_id=77), "annotation 3: image_id 77 is not in"),
+        (edited("annotations", 2, bbox=[1, 2, 3]), "annotation 3: bbox"),
+        (edited("annotations", 2, bbox=[1, 2, 3, None]), "annotation 3: bbox"),
+        (edited("annotations", 2, ignore=1), "annotation 3: Detectron2 does not take 'ignore'"),
+        (edited("categories", 1, id=7), "id 7 occurs twice in 'categories'"),
+        (edited("categories", 1, name="dog"), r"\['dog'\] occur twice"),
+    ],
+)
+def test_broken_file_is_named_with_its_fault(load, tmp_path, content, message):
+    with pytest.raises(DatasetError, match=message) as error:
+        load(content)
+    assert str(tmp_path / "small.json") in str(error.value)
+
+
+def test_dropping_every_image_is_an_error(load):
+    set_label_policy(LabelPolicy(keep_unannotated=False))
+    with pytest.raises(DatasetError, match="no image is annotated"):
+        load({**SMALL, "annotations": []})
+
+
+def test_registering_again_is_harmless_and_another_data_set_is_refused(load, tmp_path):
+    load(SMALL)
+    register_coco_multilabel("small", str(tmp_path / "small.json"), str(tmp_path))
+    with pytest.raises(DatasetError, match="'small' is already registered with"):
+        register_coco_multilabel("small", "other.json", tmp_path)
+    with pytest.raises(DatasetError, match="already registered"):
+        register_coco_multilabel("coco_2017_train", "other.json", tmp_path)
+
+
+def test_registering_reads_nothing_and_loading_names_the_absent_path(tmp_path):
+    register_coco_multilabel("absent", tmp_path / "no.json", tmp_path)
+    try:
+        with pytest.raises(DatasetError, match=r"no\.json' does not exist\. Check the paths"):
+            DatasetCatalog.get("absent")
+    finally:
+        DatasetCatalog.remove("absent")
+
+
+def test_unknown_policy_value_is_refused():
+    with pytest.raises(ValueError, match=r"LabelPolicy\.crowd is 'maybe'"):
+        LabelPolicy(crowd="maybe")
+
+
+def test_difficult_and_crowd_together():
+    objects = [
+        {"category_id": 5, "difficult": 1},
+        {"category_id": 5, "iscrowd": 1},
+        {"category_id": 2, "difficult": 1},
+    ]
+    assert image_labels(objects, LabelPolicy()) == ([5], [2])
+    assert image_labels(objects, LabelPolicy(crowd="absent")) == ([], [2, 5])
+
+
+BUILTIN = [
+    *(f"coco_{y}_{s}_multilabel" for y in (2014, 2017) for s in ("train", "val")),
+    *(f"voc_2007_{s}_multilabel" for s in ("train", "val", "trainval", "test")),
+    *(f"voc_2012_{s}_multilabel" for s in ("train", "val", "trainval")),
+    *(f"context_scenes_{s}" for s in ("train", "val", "test")),
+]
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_builtin_names_have_their_classes_before_loading(name):
+    meta = MetadataCatalog.get(name)
+    assert name in DatasetCatalog
+    assert meta.evaluator_type == "multilabel"
+    expected = {"coco": 80, "voc_": 20}.get(name[:4])
+    assert expected is None or len(meta.thing_classes) == expected
+
+
+def test_registering_the_builtin_data_sets_twice_is_harmless():
+    before = dict(DatasetCatalog)
+    register_all()
+    assert dict(DatasetCatalog) == before
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        ([], "root"),
+        (["root"], "root/coco/annotations/instances_val2014.json"),
+        (["root/coco/annotations/instances_val2014.json"], "root/coco/val2014"),
+    ],
+)
+def test_absent_builtin_data_names_path_and_remedy(tmp_path, monkeypatch, present, missing):
+    for path in present:
+        target = tmp_path / path
+        (target.parent if target.suffix else target).mkdir(parents=True)
+        if target.suffix:
+            target.write_text("{}")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
+    with pytest.raises(DatasetError, match="DETECTRON2_DATASETS sets it") as error:
+        DatasetCatalog.get("coco_2014_val_multilabel")
+    assert f"'{tmp_path / missing}' does not exist" in str(error.value)
+
+
+def write_coco(root, split, categories):
+    folder = root / "coco"
+    (folder / split).mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 9, "width": 9}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 90, "bbox": [0, 0, 5, 5]}],
+        "categories": categories,
+    }
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def test_root_is_read_when_loading(tmp_path, monkeypatch):
+    categories = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
+    for root in (tmp_path / "a", tmp_path / "b"):
+        write_coco(root, "train2014", categories)
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+        (record,) = DatasetCatalog.get("coco_2014_train_multilabel")
+        assert record["file_name"] == str(root / "coco/train2014/1.jpg")
+        assert record["image_labels"] == [79]  # category 90, toothbrush, is the last of the 80
+        assert str(root) in MetadataCatalog.get("coco_2014_train_multilabel").json_file
+
+
+def test_other_categories_under_a_coco_name_are_refused(tmp_path, monkeypatch):
+    write_coco(tmp_path, "train2014", [{"id": 90, "name": "shelf"}])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError, match="its 1 categories are not the 80"):
+        DatasetCatalog.get("coco_2014_train_multilabel")
+
+
+def test_context_scenes_are_generated_before_they_are_read(tmp_path, monkeypatch):
+    classes = MetadataCatalog.get("context_scenes_val").thing_classes
+
+    def generate(root):
+        folder = Path(root, "context_scenes")
+        (folder / "images/val").mkdir(parents=True)
+        (folder / "annotations").mkdir()
+        content = {
+            "images": [{"id": 1, "file_name": "1.png", "height": 9, "width": 9}],
+            "annotations": [],
+            "categories": [{"id": i, "name": n} for i, n in enumerate(classes, 1)],
+        }
+        (folder / "annotations/val.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr("scnet_d2.data.context_scenes.ensure_generated", generate)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (record,) = DatasetCatalog.get("context_scenes_val")
+    assert record["file_name"] == str(tmp_path / "context_scenes/images/val/1.png")
+
+
+def perfect_predictions(records):
+    for record in records:
+        boxes = [a for a in record["annotations"] if not a["iscrowd"]]
+        instances = Instances((record["height"], record["width"]))
+        instances.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in boxes]).reshape(-1, 4))
+        instances.scores = torch.ones(len(boxes))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in boxes], dtype=torch.int64)
+        yield record, {"instances": instances}
+
+
+@needs_coco
+def test_coco_evaluator_gives_100_ap_to_the_ground_truth(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
+    records = DatasetCatalog.get("coco_2017_val_multilabel")
+    evaluator = COCOEvaluator(
+        "coco_2017_val_multilabel", ("bbox",), False, str(tmp_path), use_fast_impl=False
+    )
+    evaluator.reset()
+    for record, output in perfect_predictions(records):
+        evaluator.process([record], [output])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+@needs_coco
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_records_equal_those_of_detectron2(monkeypatch, split):
+    monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
+    records = DatasetCatalog.get(f"coco_2017_{split}_multilabel")
+    folder = Path(REAL_ROOT).expanduser() / "coco"
+    expected = load_coco_json(
+        str(folder / f"annotations/instances_{split}2017.json"), str(folder / f"{split}2017")
+    )
+    ids = MetadataCatalog.get(f"coco_2017_{split}_multilabel").thing_dataset_id_to_contiguous_id
+    for ours, theirs in zip(records, expected, strict=True):
+        for key in ("file_name", "image_id", "height", "width"):
+            assert ours[key] == theirs[key]
+        annotations = theirs["annotations"]
+        assert ours["image_labels"] == sorted({ids[a["category_id"]] for a in annotations})
+        boxes = np.array([a["bbox"] for a in ours["annotations"]]).reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2]
+        assert boxes == pytest.approx(
+            np.array([a["bbox"] for a in annotations]).reshape(-1, 4), abs=0.011
+        )
+
+
+@needs_coco
+def test_every_real_image_exists_with_the_annotated_size(monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
+    for record in DatasetCatalog.get("coco_2017_val_multilabel"):
+        with Image.open(record["file_name"]) as image:
+            assert image.size == (record["width"], record["height"])

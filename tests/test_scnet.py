@@ -1,0 +1,321 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_config, make_input, small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.events import EventStorage
+from detectron2.utils.visualizer import Visualizer
+
+from scnet_d2 import add_scnet_config
+from scnet_d2.modeling import LabelPredictor
+
+LOSSES = {
+    "loss_rpn_cls",
+    "loss_rpn_loc",
+    "loss_object_loc",
+    "loss_object_patch",
+    "loss_object_label",
+    "loss_context_label",
+}
+TWO_IMAGES = (
+    ([[10, 10, 50, 60], [60, 20, 100, 80]], [3, 7], (96, 128)),
+    ([[5, 5, 40, 30]], [0], (128, 96)),
+)
+
+
+def batch():
+    return [make_input(*x, height=2 * x[2][0], width=2 * x[2][1]) for x in TWO_IMAGES]
+
+
+def train_step(cfg, inputs):
+    """Losses of one forward and backward pass, the model, and what was logged."""
+    model = build_model(cfg).train()
+    with EventStorage() as storage:
+        losses = model(inputs)
+        sum(losses.values()).backward()
+    return losses, model, {k: v for k, (v, _) in storage.latest().items()}
+
+
+def predict(cfg, inputs):
+    with torch.no_grad():
+        return build_model(cfg).eval()(inputs)
+
+
+def assert_contract(outputs, inputs, num_classes):
+    for output, x in zip(outputs, inputs, strict=True):
+        scores, instances = output["image_scores"], output["instances"]
+        assert scores.shape == (num_classes,)
+        assert scores.dtype == torch.float32
+        assert ((scores >= 0) & (scores <= 1)).all()
+        assert instances.image_size == (x["height"], x["width"])
+        assert instances.label_scores.shape == (len(instances), num_classes)
+        for boxes in (instances.pred_boxes, instances.context_boxes):
+            assert isinstance(boxes, Boxes)
+            assert (boxes.tensor >= 0).all()
+            assert (boxes.tensor[:, 2] <= x["width"]).all()
+            assert (boxes.tensor[:, 3] <= x["height"]).all()
+
+
+def test_it_is_registered_as_a_meta_architecture():
+    assert "SCNet" in META_ARCH_REGISTRY
+
+
+def test_adding_the_config_twice_is_harmless():
+    cfg = small_config("MODEL.SCNET.CONTEXT.EXPANSION_RATIO", 3.0)
+    add_scnet_config(cfg)
+    assert cfg.MODEL.SCNET.CONTEXT.EXPANSION_RATIO == 3.0
+
+
+def test_training_on_mixed_sizes_gives_the_six_losses_by_name():
+    losses, _, _ = train_step(small_config(), batch())
+    assert set(losses) == LOSSES
+    assert all(torch.isfinite(v) and v.dim() == 0 for v in losses.values())
+
+
+def test_every_trained_parameter_gets_a_gradient_from_its_own_loss():
+    model = build_model(small_config()).train()
+    heads = {
+        "loss_object_loc": model.object_head.location_regressor,
+        "loss_object_patch": model.object_head.patch_classifier,
+        "loss_object_label": model.object_head.label_predictor.label_score,
+        "loss_context_label": model.context_head.label_predictor.label_score,
+    }
+    with EventStorage():
+        losses = model(batch())
+    for name, head in heads.items():
+        model.zero_grad()
+        losses[name].backward(retain_graph=True)
+        moved = {n for n, m in heads.items() if m.weight.grad is not None and m.weight.grad.any()}
+        assert moved == {name}
+        trunk, other = model.object_head.trunk, model.context_head.trunk
+        if name == "loss_context_label":
+            trunk, other = other, trunk
+        assert trunk.fc1.weight.grad.any()
+        assert other.fc1.weight.grad is None or not other.fc1.weight.grad.any()
+        assert model.backbone.bottom_up.stem.conv1.weight.grad.any()
+        assert head.weight.grad.isfinite().all()
+
+
+def test_inference_follows_the_output_contract():
+    inputs = batch()
+    cfg = small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    outputs = predict(cfg, inputs)
+    assert_contract(outputs, inputs, 14)
+    assert all(len(o["instances"]) > 0 for o in outputs)
+
+
+def test_context_boxes_are_the_expanded_boxes_in_original_coordinates():
+    cfg = small_config(
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.SCNET.OBJECT.ENABLED", False,
+        "MODEL.SCNET.CONTEXT.EXPANSION_RATIO", 1.5,
+    )  # fmt: skip
+    x = make_input([], [], (96, 128), height=192, width=512)  # scaled by 2 and by 4
+    instances = predict(cfg, [x])[0]["instances"]
+    boxes, context = instances.pred_boxes.tensor, instances.context_boxes.tensor
+    margin = (boxes[:, 2:] - boxes[:, :2]) * 0.25
+    limit = torch.tensor([512.0, 192.0])
+    expected = torch.cat(
+        [(boxes[:, :2] - margin).clamp(min=0), torch.minimum(boxes[:, 2:] + margin, limit)], dim=1
+    )
+    torch.testing.assert_close(context, expected, atol=1e-2, rtol=0)
+
+
+def test_image_scores_are_the_highest_label_scores_of_the_boxes():
+    cfg = small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 5000)
+    output = predict(cfg, batch())[0]
+    best = output["instances"].label_scores.amax(dim=0)
+    torch.testing.assert_close(best, output["image_scores"])
+
+
+def test_scores_of_a_detection_are_its_label_score():
+    output = predict(small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0), batch())[0]
+    i = output["instances"]
+    assert torch.equal(i.scores, i.label_scores[torch.arange(len(i)), i.pred_classes])
+
+
+def test_an_image_is_predicted_alike_alone_and_in_a_batch_of_its_size():
+    model = build_model(small_config()).eval()
+    inputs = [make_input([], [], height=96, width=128) for _ in range(2)]
+    with torch.no_grad():
+        together = model(inputs)
+        alone = [model([x])[0] for x in inputs]
+    for a, b in zip(together, alone):
+        torch.testing.assert_close(a["image_scores"], b["image_scores"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_images_without_boxes_train(images):
+    inputs = [make_input([], []) for _ in range(images)]
+    losses, _, _ = train_step(small_config(), inputs)
+    assert set(losses) == LOSSES
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert losses["loss_object_loc"] == 0
+
+
+def no_proposals(images, features, targets=None):
+    """Stands in for an RPN that finds nothing."""
+    empty = [Instances(size) for size in images.image_sizes]
+    for instances in empty:
+        instances.proposal_boxes = Boxes(torch.zeros(0, 4))
+        instances.objectness_logits = torch.zeros(0)
+    return empty, {}
+
+
+def test_zero_proposals_predict_zero_scores_and_no_boxes():
+    model = build_model(small_config()).eval()
+    model.proposal_generator.forward = no_proposals
+    inputs = batch()
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert_contract(outputs, inputs, 14)
+    assert all(len(o["instances"]) == 0 and not o["image_scores"].any() for o in outputs)
+
+
+@pytest.mark.parametrize("with_boxes", [True, False])
+def test_zero_proposals_train_with_finite_losses_and_gradients(with_boxes):
+    model = build_model(small_config()).train()
+    model.proposal_generator.forward = no_proposals
+    inputs = batch() if with_boxes else [make_input([], [])]
+    with EventStorage():
+        losses = model(inputs)
+        sum(losses.values()).backward()
+    assert all(torch.isfinite(v) for v in losses.values())
+    # every parameter of the heads takes part, as distributed training requires
+    for head in (model.object_head, model.context_head):
+        assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("off", "losses_left"),
+    [
+        ("OBJECT", {"loss_rpn_cls", "loss_rpn_loc", "loss_context_label"}),
+        ("CONTEXT", LOSSES - {"loss_context_label"}),
+    ],
+)
+def test_either_branch_can_be_switched_off(off, losses_left):
+    cfg = small_config(f"MODEL.SCNET.{off}.ENABLED", False)
+    losses, model, _ = train_step(cfg, batch())
+    assert set(losses) == losses_left
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    inputs = batch()
+    assert_contract(predict(cfg, inputs), inputs, 14)
+
+
+def test_both_branches_off_is_refused():
+    cfg = small_config("MODEL.SCNET.OBJECT.ENABLED", False, "MODEL.SCNET.CONTEXT.ENABLED", False)
+    with pytest.raises(ValueError, match="no branch is left"):
+        build_model(cfg)
+
+
+def test_the_label_loss_is_summed_over_classes_and_averaged_over_boxes():
+    logits, targets = torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 0, 0]])
+    counted = torch.ones(2, 3, dtype=torch.bool)
+    predictor = LabelPredictor(8, num_classes=3)
+    # every entry costs ln 2: 6 entries over 2 boxes, then 5 entries
+    assert predictor.loss(logits, targets, counted).item() == pytest.approx(3 * math.log(2))
+    counted[0, 1] = False
+    assert predictor.loss(logits, targets, counted).item() == pytest.approx(2.5 * math.log(2))
+
+
+def test_ignored_labels_are_left_out_of_both_label_losses():
+    cfg = small_config()
+    everything = list(range(14))
+    losses, _, _ = train_step(cfg, [x | {"ignored_labels": everything} for x in batch()])
+    assert losses["loss_object_label"] == 0
+    assert losses["loss_context_label"] == 0
+    assert losses["loss_object_patch"] > 0
+
+
+def test_training_without_instances_names_the_image():
+    model = build_model(small_config()).train()
+    x = make_input([], [])
+    del x["instances"]
+    with pytest.raises(KeyError, match=r"made\.png"), EventStorage():
+        model([x])
+
+
+def test_a_frozen_backbone_trains_the_rest():
+    cfg = small_config("MODEL.BACKBONE.FREEZE_AT", 5, "MODEL.RESNETS.NORM", "FrozenBN")
+    _, model, _ = train_step(cfg, batch())
+    assert not any(p.requires_grad for p in model.backbone.bottom_up.parameters())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 300])
+def test_any_number_of_classes(num_classes):
+    cfg = small_config("MODEL.ROI_HEADS.NUM_CLASSES", num_classes)
+    inputs = [make_input([[10, 10, 60, 60]], [num_classes - 1], height=96, width=128)]
+    losses, _, _ = train_step(cfg, inputs)
+    assert set(losses) == LOSSES
+    assert_contract(predict(cfg, inputs), inputs, num_classes)
+
+
+def test_what_one_watches_is_logged():
+    _, _, logged = train_step(small_config(), batch())
+    assert logged["object_head/positives_per_image"] >= 1  # ground truth is among the proposals
+    assert logged["context_head/positives_per_image"] >= logged["object_head/positives_per_image"]
+    assert logged["context_head/labels_per_box"] > 0
+    assert {"image_scores/mean", "image_scores/max", "image_scores/labels"} <= set(logged)
+
+
+def test_untrained_label_scores_equal_the_prior():
+    predictor = LabelPredictor(8, num_classes=3, prior_prob=0.2)
+    torch.testing.assert_close(predictor(torch.zeros(2, 8)).sigmoid(), torch.full((2, 3), 0.2))
+
+
+def test_detectron2s_visualizer_draws_the_output():
+    output = predict(small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0), batch())[0]
+    image = np.zeros((*output["instances"].image_size, 3), dtype=np.uint8)
+    metadata = MetadataCatalog.get("context_scenes_test")
+    drawn = Visualizer(image, metadata).draw_instance_predictions(output["instances"])
+    assert drawn.get_image().any()
+
+
+def test_full_size_resnext_trains_a_step_predicts_and_is_scored_by_coco_evaluator(tmp_path):
+    cfg = load_config(
+        "COCO-MultiLabel/scnet_X_101_32x8d_FPN_paper.yaml", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0
+    )
+    inputs = [make_input([[40, 40, 200, 200]], [17], (320, 320), height=320, width=320, image_id=1)]
+    model = build_model(cfg).train()
+    with EventStorage():
+        losses = model(inputs)
+        sum(losses.values()).backward()
+    assert set(losses) == LOSSES
+    assert all(torch.isfinite(v) for v in losses.values())
+    model.eval()
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert_contract(outputs, inputs, 80)
+    assert 0 <= coco_ap(tmp_path / "found", inputs, outputs) <= 100
+    found = outputs[0]["instances"]
+    outputs[0]["instances"] = Instances.cat([found, perfect_detection()])
+    assert coco_ap(tmp_path / "perfect", inputs, outputs) == pytest.approx(100)
+
+
+def perfect_detection() -> Instances:
+    """The one object, found with a score above all others."""
+    instances = Instances((320, 320))
+    instances.pred_boxes = Boxes(torch.tensor([[40.0, 40, 200, 200]]))
+    instances.context_boxes = Boxes(torch.tensor([[0.0, 0, 280, 280]]))
+    instances.scores, instances.pred_classes = torch.tensor([1.0]), torch.tensor([17])
+    instances.label_scores = torch.zeros(1, 80)
+    return instances
+
+
+def coco_ap(folder, inputs, outputs) -> float:
+    """Box AP of outputs on a data set of the one image, from Detectron2's COCOEvaluator."""
+    name = f"one_image_{folder}"
+    annotation = {"bbox": [40, 40, 200, 200], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 17}
+    record = {"file_name": "made.png", "image_id": 1, "height": 320, "width": 320}
+    DatasetCatalog.register(name, lambda: [record | {"annotations": [annotation]}])
+    classes = MetadataCatalog.get("coco_2017_val_multilabel").thing_classes
+    MetadataCatalog.get(name).set(thing_classes=classes)
+    evaluator = COCOEvaluator(name, ("bbox",), output_dir=str(folder))
+    evaluator.reset()
+    evaluator.process(inputs, outputs)
+    return evaluator.evaluate()["bbox"]["AP"]

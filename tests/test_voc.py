@@ -1,0 +1,243 @@
+"""PASCAL VOC data sets: boxes, difficult objects, labels and errors."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_voc_instances
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from scnet_d2.data import DatasetError, LabelPolicy, set_label_policy
+
+REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
+needs_voc = pytest.mark.skipif(
+    not Path(REAL_ROOT, "VOC2012/ImageSets/Main/train.txt").exists(),
+    reason="no VOC2012/ under $DETECTRON2_DATASETS",
+)
+NAME = "voc_2007_train_multilabel"
+COW, DOG, PERSON = (CLASS_NAMES.index(name) for name in ("cow", "dog", "person"))
+SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+
+
+@pytest.fixture(autouse=True)
+def default_policy():
+    previous = set_label_policy(LabelPolicy())
+    yield
+    set_label_policy(previous)
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    """An empty VOC2007 folder under the data sets root."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / "VOC2007" / folder).mkdir(parents=True)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path / "VOC2007"
+
+
+def obj(name, box=(1, 1, 20, 20), difficult=0, extra=""):
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    bndbox = "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners)
+    return (
+        f"<object><name>{name}</name><difficult>{difficult}</difficult>"
+        f"<bndbox>{bndbox}</bndbox>{extra}</object>"
+    )
+
+
+def write(folder, **images):
+    """Write one xml per image, given as its content, and the list of them."""
+    for image_id, content in images.items():
+        text = f"<annotation>{content}</annotation>"
+        (folder / "Annotations" / f"{image_id}.xml").write_text(text)
+    (folder / "ImageSets/Main/train.txt").write_text("\n".join(images) + "\n")
+
+
+def test_record_has_zero_based_boxes_and_labels(voc):
+    write(voc, i139=SIZE + obj("dog", (2, 3, 60, 40)) + obj("cow", (1, 1, 5, 5)))
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["file_name"] == str(voc / "JPEGImages/i139.jpg")
+    assert (record["image_id"], record["height"], record["width"]) == ("i139", 40, 60)
+    assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 60, 40], [0, 0, 5, 5]]
+    assert record["image_labels"] == [COW, DOG]
+    assert record["ignored_labels"] == []
+
+
+# Three images and what the official lists say of "dog" there: 1, 0 and -1.
+THREE = {
+    "a": SIZE + obj("dog") + obj("dog", difficult=1),
+    "b": SIZE + obj("dog", difficult=1) + obj("cow"),
+    "c": SIZE + obj("cow"),
+}
+
+
+@pytest.mark.parametrize(("policy", "state_of_b"), [("ignored", 0), ("present", 1), ("absent", -1)])
+def test_class_with_difficult_objects_alone_follows_the_policy(voc, policy, state_of_b):
+    set_label_policy(LabelPolicy(difficult=policy))
+    write(voc, **THREE)
+    records = DatasetCatalog.get(NAME)
+    assert [official_state(r, DOG) for r in records] == [1, state_of_b, -1]
+    assert [[a["difficult"] for a in r["annotations"]] for r in records] == [[0, 1], [1, 0], [0]]
+
+
+def official_state(record, class_id):
+    if class_id in record["image_labels"]:
+        return 1
+    return 0 if class_id in record["ignored_labels"] else -1
+
+
+def test_parts_of_a_person_are_not_objects(voc):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    write(voc, a=SIZE + obj("person", extra=part))
+    (record,) = DatasetCatalog.get(NAME)
+    assert [a["category_id"] for a in record["annotations"]] == [PERSON]
+
+
+def test_unusable_boxes_are_dropped_and_their_labels_stay(voc, caplog):
+    boxes = ((9, 9, 5, 20), (70, 1, 80, 9), ("nan", 1, 9, 9))
+    write(voc, a=SIZE + "".join(obj("dog", box) for box in boxes) + obj("cow", (-5, 1, 99, 9)))
+    with caplog.at_level(logging.WARNING):
+        (record,) = DatasetCatalog.get(NAME)
+    assert [a["bbox"] for a in record["annotations"]] == [[0, 0, 60, 9]]
+    assert record["image_labels"] == [COW, DOG]
+    assert [r.message for r in caplog.records if f"{NAME}: 3 boxes" in r.message]
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
+def test_absent_size_is_read_from_the_image(voc, size):
+    write(voc, a=size + obj("dog"))
+    Image.new("RGB", (33, 22)).save(voc / "JPEGImages/a.jpg")
+    (record,) = DatasetCatalog.get(NAME)
+    assert (record["height"], record["width"]) == (22, 33)
+
+
+def test_changed_file_is_read_again(voc):
+    write(voc, a=SIZE + obj("dog"))
+    assert DatasetCatalog.get(NAME)[0]["image_labels"] == [DOG]
+    write(voc, a=SIZE + obj("cow"))
+    os.utime(voc / "Annotations/a.xml", ns=(1, 1))
+    assert DatasetCatalog.get(NAME)[0]["image_labels"] == [COW]
+
+
+def test_callers_may_change_what_they_loaded(voc):
+    write(voc, a=SIZE + obj("dog"))
+    DatasetCatalog.get(NAME)[0]["annotations"][0]["bbox"][0] = 99
+    assert DatasetCatalog.get(NAME)[0]["annotations"][0]["bbox"] == [0, 0, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (obj("cows"), "class 'cows' is not one of the 20 VOC classes"),
+        (obj("dog", (1, 2, "x", 4)), "box of a 'dog' is .*not four numbers"),
+        ("<object><name>dog</name></object>", "box of a 'dog' is .*not four numbers"),
+        ("<object>", "mismatched tag"),
+        (obj("dog", difficult="perhaps"), "perhaps"),
+    ],
+)
+def test_broken_annotation_is_named_with_its_fault(voc, content, message):
+    write(voc, i139=SIZE + content)
+    with pytest.raises(DatasetError, match=message) as error:
+        DatasetCatalog.get(NAME)
+    assert f"image i139.jpg of {NAME}" in str(error.value)
+    assert str(voc / "Annotations/i139.xml") in str(error.value)
+
+
+def test_absent_annotation_file_is_named(voc):
+    write(voc, a=SIZE)
+    (voc / "ImageSets/Main/train.txt").write_text("b\n")
+    with pytest.raises(DatasetError, match=r"image b\.jpg of .*unpack the archive again"):
+        DatasetCatalog.get(NAME)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]>',
+        '<!DOCTYPE a SYSTEM "file:///etc/hostname">',
+        '<!DOCTYPE a [<!ENTITY c SYSTEM "file:///etc/hostname">]>',
+    ],
+)
+def test_xml_entities_are_refused(voc, declaration, encoding):
+    write(voc, a="")
+    text = f"{declaration}<annotation>{SIZE}<folder>&c;</folder></annotation>"
+    (voc / "Annotations/a.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(DatasetError, match="declares a document type"):
+        DatasetCatalog.get(NAME)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"), [("", "names no image"), ("a\nb\na\n", "image a occurs twice")]
+)
+def test_empty_and_repeated_lists_are_refused(voc, listed, message):
+    write(voc, a=SIZE, b=SIZE)
+    (voc / "ImageSets/Main/train.txt").write_text(listed)
+    with pytest.raises(DatasetError, match=message):
+        DatasetCatalog.get(NAME)
+
+
+@pytest.mark.parametrize("missing", ["ImageSets/Main/train.txt", "Annotations", "JPEGImages"])
+def test_absent_part_of_the_folder_is_named(voc, missing):
+    write(voc, a=SIZE)
+    (voc / missing).rename(voc / "elsewhere")
+    with pytest.raises(DatasetError, match=f"{missing}' does not exist.*DETECTRON2_DATASETS"):
+        DatasetCatalog.get(NAME)
+
+
+def test_metadata_is_that_of_detectron2(voc):
+    write(voc, a=SIZE)
+    DatasetCatalog.get(NAME)
+    meta = MetadataCatalog.get(NAME)
+    assert (meta.dirname, meta.split, meta.year) == (str(voc), "train", 2007)
+    assert meta.thing_classes == list(CLASS_NAMES)
+
+
+def test_coco_evaluator_converts_voc_and_gives_100_ap_to_the_ground_truth(voc, tmp_path):
+    write(voc, **THREE)
+    evaluator = COCOEvaluator(NAME, ("bbox",), False, str(tmp_path / "out"), use_fast_impl=False)
+    try:
+        evaluator.reset()
+        for record in DatasetCatalog.get(NAME):
+            boxes = torch.tensor([a["bbox"] for a in record["annotations"]])
+            instances = Instances((40, 60))
+            instances.pred_boxes = Boxes(boxes)
+            instances.scores = torch.ones(len(boxes))
+            classes = [a["category_id"] for a in record["annotations"]]
+            instances.pred_classes = torch.tensor(classes)
+            evaluator.process([record], [{"instances": instances}])
+        assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+    finally:
+        vars(MetadataCatalog.get(NAME)).pop("json_file", None)
+
+
+@needs_voc
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_records_equal_those_of_detectron2(monkeypatch, split):
+    monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
+    records = DatasetCatalog.get(f"voc_2012_{split}_multilabel")
+    dirname = str(Path(REAL_ROOT).expanduser() / "VOC2012")
+    expected = load_voc_instances(dirname, split, CLASS_NAMES)
+    for ours, theirs in zip(records, expected, strict=True):
+        for key in ("image_id", "height", "width", "file_name"):
+            assert ours[key] == theirs[key]
+        for a, b in zip(ours["annotations"], theirs["annotations"], strict=True):
+            assert (a["bbox"], a["category_id"]) == (b["bbox"], b["category_id"])
+
+
+@needs_voc
+def test_real_labels_equal_the_official_lists(monkeypatch):
+    lists = Path(REAL_ROOT).expanduser() / "VOC2012/ImageSets/Main"
+    if not (lists / "dog_train.txt").exists():
+        pytest.skip("no lists per class in ImageSets/Main")
+    monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
+    records = DatasetCatalog.get("voc_2012_train_multilabel")
+    for class_id, name in enumerate(CLASS_NAMES):
+        rows = (lists / f"{name}_train.txt").read_text().splitlines()
+        states = {image_id: int(state) for image_id, state in map(str.split, rows)}
+        assert {r["image_id"]: official_state(r, class_id) for r in records} == states

@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Train and evaluate SCNet, or any Detectron2 model, on image-level labels."""
+
+import os
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2.data import LabelPolicy, register_coco_multilabel, set_label_policy
+from scnet_d2.engine import Trainer, check_num_classes
+
+
+def setup(args) -> CfgNode:
+    """Read the config, register data sets given on the command line, set up logging."""
+    cfg = get_cfg()
+    add_scnet_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    use_available_device(cfg)
+    cfg.freeze()
+    if not (args.resume or args.eval_only) and os.path.exists(
+        os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    ):
+        raise FileExistsError(
+            f"{cfg.OUTPUT_DIR} holds another run; continue it with --resume, or choose a new "
+            "folder with: OUTPUT_DIR <folder>"
+        )
+    set_label_policy(LabelPolicy.from_config(cfg))
+    for name, json_file, image_root in args.register_coco:
+        register_coco_multilabel(name, json_file, image_root)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="scnet_d2")
+    return cfg
+
+
+def main(args):
+    """Train, or evaluate with --eval-only."""
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+    if not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
+    check_num_classes(cfg)
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    return Trainer.test(cfg, model)
+
+
+def argument_parser():
+    """Detectron2's arguments and --register-coco."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register a COCO-format json as a multi-label data set (repeatable)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
