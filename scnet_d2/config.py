@@ -36,6 +36,8 @@ def add_scnet_config(cfg: CN) -> None:
     cfg.TEST.LABEL_THRESHOLD = 0.5
     # k of the top-k metrics.
     cfg.TEST.LABEL_TOP_K = 3
+    # Also report the mean AP over the classes with at least so many training images (0: do not).
+    cfg.TEST.MIN_TRAIN_IMAGES = 0
     # Also report detection AP of the boxes, with Detectron2's COCOEvaluator.
     cfg.TEST.DETECTION_AP = False
 

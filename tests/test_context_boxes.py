@@ -65,9 +65,7 @@ def test_boxes_of_another_shape_are_refused():
 def ground_truth():
     """Class 2 at (0,0)-(10,10), class 0 at (20,0)-(30,10), class 1 at (12,0)-(20,10)."""
     targets = Instances((50, 50))
-    targets.gt_boxes = Boxes(
-        torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [12.0, 0, 20, 10]])
-    )
+    targets.gt_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [12.0, 0, 20, 10]]))
     targets.gt_classes = torch.tensor([2, 0, 1])
     return targets
 

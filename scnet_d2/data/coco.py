@@ -1,8 +1,8 @@
 """COCO-format json files as multi-label data sets.
 
 The records are those of Detectron2's ``load_coco_json``. It is not called, because it keeps every
-polygon of the file in memory and drops annotations with a bad polygon: leaving the polygons out
-while reading takes a third of its time on val2014 and about a third of its memory.
+polygon of the file in memory and drops annotations with a bad polygon, label and all. Leaving the
+polygons out while reading takes about a third of its memory on val2014.
 """
 
 from __future__ import annotations

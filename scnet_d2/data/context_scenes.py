@@ -216,7 +216,7 @@ class _Scene:
 
     `cells` (H, W) holds the region of each pixel and `surfaces` the surface of each region.
     `owner` (H, W) is the index of the topmost object, -1 for the ground, -2 for an occluder.
-    `front` (H, W) marks pair objects and their occluders, which lie over everything else.
+    `front` (H, W) marks pair objects, their aprons and occluders, which lie over all that follows.
     """
 
     rng: np.random.Generator
@@ -356,9 +356,7 @@ def _place_pair_object(scene: _Scene, cell: int, aprons: np.ndarray, gap: float)
     blur = scene.rng.uniform(*DIFFICULTY["blur"])
     pixels = draw_texture(scene.rng, TEXTURE_OF[scene.kind.pair], size, blur)
     _add(scene, _Object(name, surface, (*place, *size), np.ones(size[::-1], bool), pixels))
-    box = _xyxy(*place, *size)
-    _fill_box(scene.front, box)
-    _fill_box(aprons, _grow(box, gap))
+    _fill_box(aprons, _grow(_xyxy(*place, *size), gap))
 
 
 def _add(scene: _Scene, item: _Object) -> None:
@@ -381,11 +379,9 @@ def _place_pairs(scene: _Scene, gap: float) -> None:
     for _ in range(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12])):
         _place_pair_object(scene, cell, aprons, gap)
         cell = cell if rng.random() < 0.5 else rng.choice(cells)
-    front = scene.front
-    scene.front = np.zeros_like(front)  # the occluders lie over the pair objects
     for item in scene.objects:
         scene.front_occluders += _occluder(scene, item)
-    scene.front = front | (scene.owner == -2)
+    scene.front = aprons | (scene.owner == -2)
 
 
 def _occluder(scene: _Scene, item: _Object) -> list[tuple[np.ndarray, int, int]]:

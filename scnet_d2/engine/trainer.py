@@ -1,10 +1,10 @@
 """Detectron2's `DefaultTrainer` with the project's data, optimizer, evaluation and table."""
 
-import copy
-import logging
 import os
-from collections import OrderedDict
+from collections import Counter
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -18,10 +18,8 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
-from ..data import MultiLabelDatasetMapper
-from ..evaluation import MultiLabelEvaluator, format_table
-
-logger = logging.getLogger(__name__)
+from ..data import MultiLabelDatasetMapper, context_scenes
+from ..evaluation import MultiLabelEvaluator
 
 
 class Trainer(DefaultTrainer):
@@ -78,33 +76,20 @@ class Trainer(DefaultTrainer):
                 threshold=cfg.TEST.LABEL_THRESHOLD,
                 top_k=cfg.TEST.LABEL_TOP_K,
                 output_dir=output_dir,
+                baselines=_baselines(cfg, dataset_name),
+                class_groups=_class_groups(cfg, dataset_name),
             )
         ]
         if cfg.TEST.DETECTION_AP:
             evaluators.append(COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir))
         return DatasetEvaluators(evaluators)
 
-    @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
-        """Evaluate on `DATASETS.TEST` and print the table of each data set.
-
-        Returns:
-            What `DefaultTrainer.test` returns.
-        """
-        results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            names = cfg.DATASETS.TEST
-            for name, result in zip(names, [results] if len(names) == 1 else results.values()):
-                if "multilabel" in result:
-                    print(f"\n{name}\n{format_table(result['multilabel'])}", flush=True)
-        return results
-
     def validate(self) -> dict:
         """Evaluate on the first of `DATASETS.VAL`; metrics under the key "val"."""
-        cfg = copy.copy(self.cfg)
+        cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATASETS.TEST = self.cfg.DATASETS.VAL[:1]
-        results = super().test(cfg, self.model)
+        results = self.test(cfg, self.model)
         return {"val": results["multilabel"]} if results else {}
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -119,6 +104,38 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             validation.append(hooks.BestCheckpointer(period, self.checkpointer, "val/mAP"))
         return ret[:i] + validation + ret[i:]
+
+
+def _baselines(cfg: CfgNode, dataset_name: str) -> dict[str, Callable[[], np.ndarray]]:
+    """On generated scenes: the best that a detector blind to the surroundings could do."""
+    if not dataset_name.startswith("context_scenes") or not cfg.DATASETS.TRAIN:
+        return {}
+    train, test = cfg.DATASETS.TRAIN[0], dataset_name
+    return {
+        "context-blind detector": lambda: context_scenes.context_blind_scores(
+            DatasetCatalog.get(train), DatasetCatalog.get(test)
+        )
+    }
+
+
+def _class_groups(cfg: CfgNode, dataset_name: str) -> dict[str, list[str]]:
+    """Classes over which a mean AP of their own is reported."""
+    groups = {}
+    if dataset_name.startswith("context_scenes"):
+        groups["ambiguous"] = [name for pair in context_scenes.CONTEXT_PAIRS for name in pair]
+    if cfg.TEST.MIN_TRAIN_IMAGES:
+        images = Counter(c for n in cfg.DATASETS.TRAIN for c in _image_labels(n))
+        groups[f"min{cfg.TEST.MIN_TRAIN_IMAGES}"] = [
+            name
+            for i, name in enumerate(MetadataCatalog.get(dataset_name).thing_classes)
+            if images[i] >= cfg.TEST.MIN_TRAIN_IMAGES
+        ]
+    return groups
+
+
+def _image_labels(dataset_name: str) -> Iterator[int]:
+    for dataset_dict in DatasetCatalog.get(dataset_name):
+        yield from dataset_dict["image_labels"]
 
 
 def check_num_classes(cfg: CfgNode) -> None:

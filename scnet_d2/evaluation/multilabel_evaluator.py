@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         top_k: int = 3,
         distributed: bool = True,
         output_dir: str | None = None,
+        baselines: Mapping[str, Callable[[], np.ndarray]] | None = None,
+        class_groups: Mapping[str, Sequence[str]] | None = None,
     ):
         """
         Args:
@@ -59,6 +61,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 process evaluates what it has seen, which must then be the whole data set.
             output_dir: folder for ``multilabel_scores.npz``: image_ids (N,), file_names (N,),
                 class_names (C,), scores (N, C) float32, labels and ignored (N, C) bool.
+            baselines: more rows of the logged table, beside that of the class prevalence: functions
+                that return scores (N, C) in the order of the data set.
+            class_groups: ``mAP_<group>`` is the mean AP over these classes.
         """
         self._dataset_name = dataset_name
         self._class_names = _class_names(dataset_name)
@@ -66,6 +71,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._top_k = top_k
         self._distributed = distributed
         self._output_dir = output_dir
+        self._baselines = dict(baselines or {})
+        self._class_groups = dict(class_groups or {})
         self.reset()
 
     def reset(self) -> None:
@@ -117,8 +124,19 @@ class MultiLabelEvaluator(DatasetEvaluator):
         if self._output_dir:
             self._save(scores, truth)
         results = OrderedDict(multilabel=self._metrics(scores, truth))
-        logger.info("Multi-label results on %s:\n%s", self._dataset_name, format_table(results))
+        rows = {name: self._metrics(s, truth) for name, s in self._baseline_scores(truth).items()}
+        table = format_table(results, baselines=rows)
+        groups = [_group_line(group, results["multilabel"], rows) for group in self._class_groups]
+        text = "\n\n".join([table, *groups])
+        logger.info("Multi-label results on %s, in percent:\n%s", self._dataset_name, text)
         return results
+
+    def _baseline_scores(self, truth: GroundTruth) -> dict[str, np.ndarray]:
+        """Scores (N, C) of the share of positives of each class, and of the other baselines."""
+        counted = ~truth.ignored
+        prevalence = (truth.labels & counted).sum(axis=0) / np.maximum(counted.sum(axis=0), 1)
+        rows = {"class prevalence": np.broadcast_to(prevalence, truth.labels.shape)}
+        return rows | {name: scores() for name, scores in self._baselines.items()}
 
     def _gather(self) -> dict[Hashable, np.ndarray] | None:
         """Scores by image id; an image that pads out a process's share counts once."""
@@ -160,7 +178,11 @@ class MultiLabelEvaluator(DatasetEvaluator):
         )
         per_class = metrics.pop("per_class_AP")
         named = zip(self._class_names, per_class, strict=True)
-        return metrics | {f"AP-{name}": float(ap) for name, ap in named}
+        metrics |= {f"AP-{name}": float(ap) for name, ap in named}
+        return metrics | {
+            f"mAP_{group}": float(np.nanmean([metrics[f"AP-{name}"] for name in names]))
+            for group, names in self._class_groups.items()
+        }
 
     def _save(self, scores: np.ndarray, truth: GroundTruth) -> None:
         PathManager.mkdirs(self._output_dir)
@@ -290,6 +312,12 @@ def _id_array(image_ids: list[Hashable]) -> np.ndarray:
     """Integers, or text where not all ids are 64-bit integers; never objects, which need pickle."""
     array = np.array(image_ids)
     return array if array.dtype.kind in "iuU" else array.astype(str)
+
+
+def _group_line(group: str, metrics: dict[str, float], baselines: dict[str, dict]) -> str:
+    key = f"mAP_{group}"
+    others = "".join(f", {name} {row[key]:.2f}" for name, row in baselines.items())
+    return f"{key}: model {metrics[key]:.2f}{others}"
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:

@@ -30,7 +30,8 @@ def format_table(
         class_names: (C,) names for ``per_class_AP``; not needed where ``results`` has
             ``AP-<class>`` keys.
         width: columns of the terminal; by default those of the current one, 80 without one.
-        baselines: results of other models by name, each one more row.
+        baselines: results of other models by name, each one more row, and one more column of the
+            per-class table where it has per-class AP.
 
     Returns:
         Lines no wider than ``width`` from 64 columns on; a long name is cut, nan is "-".
@@ -38,8 +39,9 @@ def format_table(
     width = width or shutil.get_terminal_size().columns
     rows = {"model": results, **(baselines or {})}
     tables = [_summary_table(rows, width)]
-    per_class = _per_class_ap(results, class_names)
-    if per_class:
+    per_class = {name: _per_class_ap(result, class_names) for name, result in rows.items()}
+    per_class = {name: aps for name, aps in per_class.items() if aps}
+    if "model" in per_class:
         tables.append(_per_class_table(per_class, width))
     return "\n\n".join(tables)
 
@@ -56,21 +58,29 @@ def _summary_table(rows: Mapping[str, Mapping[str, Any]], width: int) -> str:
     )
 
 
-def _per_class_table(per_class: Mapping[str, float], width: int) -> str:
-    """Name and AP side by side in as many columns as fit, read downwards."""
-    longest = max(map(len, [*per_class, "class"]))
-    name_width = min(longest, max(_MIN_NAME_WIDTH, width - _GAP - _VALUE_WIDTH))
-    pair_width = name_width + _VALUE_WIDTH + 2 * _GAP
-    columns = min(max(1, (width + _GAP) // pair_width), len(per_class))
-    cells = [[_shorten(name, name_width), _percent(ap)] for name, ap in per_class.items()]
+def _per_class_table(per_class: Mapping[str, Mapping[str, float]], width: int) -> str:
+    """Name, AP and the baselines' AP, side by side in as many columns as fit, read downwards."""
+    headers = ["AP", *(_two_lines(name) for name in per_class if name != "model")]
+    values_width = sum(_GAP + max(_VALUE_WIDTH, *map(len, h.split("\n"))) for h in headers)
+    names = list(per_class["model"])
+    name_width = min(max(map(len, [*names, "class"])), max(_MIN_NAME_WIDTH, width - values_width))
+    columns = min(max(1, (width + _GAP) // (name_width + values_width + _GAP)), len(names))
+    cells = [
+        [_shorten(name, name_width), *(_percent(aps[name]) for aps in per_class.values())]
+        for name in names
+    ]
     height = -(-len(cells) // columns)
     body = [[text for cell in cells[row::height] for text in cell] for row in range(height)]
     return tabulate(
         body,
-        headers=["class", "AP"] * columns,
+        headers=["class", *headers] * columns,
         disable_numparse=True,
-        colalign=["left", "right"] * columns,
+        colalign=["left", *["right"] * len(headers)] * columns,
     )
+
+
+def _two_lines(name: str) -> str:
+    return name.replace(" ", "\n", 1)
 
 
 def _metrics(results: Mapping[str, Any]) -> Mapping[str, Any]:

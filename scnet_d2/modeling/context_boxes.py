@@ -65,8 +65,9 @@ def context_label_targets(
     Returns:
         (K, C) float32 multi-hot targets.
     """
-    inside = pairwise_ioa(context_boxes, targets.gt_boxes)  # (K, G), intersection / area of gt
-    return _multi_hot(inside.T >= coverage, targets, num_classes)
+    # (K, G) intersection / area of the ground-truth box
+    inside = pairwise_ioa(context_boxes, targets.gt_boxes) >= coverage
+    return _multi_hot(inside.T, targets, num_classes)
 
 
 def _multi_hot(matches: torch.Tensor, targets: Instances, num_classes: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The two RoI heads of SCNet: the object branch on tight boxes, the context branch on context boxes."""
+"""The two RoI heads of SCNet: object branch (tight boxes) and context branch (context boxes)."""
 
 from typing import NamedTuple
 

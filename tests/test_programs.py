@@ -1,0 +1,177 @@
+"""train_net.py and demo.py as a user runs them, on a small data set in COCO format."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, load_config
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.inference import SCNetPredictor, describe_labels
+
+CONFIG = "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
+SMALL = ("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "DATALOADER.NUM_WORKERS", "0")
+
+
+def run(*command, root, check=True):
+    """A Python program of the repository in a process of its own."""
+    environment = os.environ | {"DETECTRON2_DATASETS": str(root), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=REPO, env=environment, text=True, timeout=280,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stdout[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A datasets root with a few context scenes."""
+    root = tmp_path_factory.mktemp("datasets")
+    generate(str(root), SceneConfig(sizes=(12, 4, 6)))
+    return root
+
+
+def own_data(root, *splits):
+    """Command-line arguments that register these splits as the user's own data."""
+    scenes = root / "context_scenes"
+    for split in splits:
+        yield from ("--register-coco", f"own_{split}")
+        yield from (scenes / "annotations" / f"{split}.json", scenes / "images" / split)
+
+
+def train_net(root, output, *args, check=True):
+    splits = ("train", "val", "test")
+    opts = ["OUTPUT_DIR", output, *SMALL, "SOLVER.IMS_PER_BATCH", 2]
+    for key, split in zip(("TRAIN", "VAL", "TEST"), splits):
+        opts += [f"DATASETS.{key}", f"('own_{split}',)"]
+    flags = [a for a in args if str(a).startswith("--")]
+    keys = [a for a in args if not str(a).startswith("--")]
+    return run(
+        "train_net.py", "--config-file", CONFIG, *own_data(root, *splits), *flags, *opts, *keys,
+        root=root, check=check,
+    )  # fmt: skip
+
+
+def printed_metrics(text) -> list[str]:
+    """The last results that Detectron2 printed in its copy-and-paste form."""
+    return re.findall(r"copypaste: (.*)", text)[-2:]
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    """Folder and output of a training of four iterations on registered data."""
+    output = tmp_path_factory.mktemp("run")
+    keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
+    return output, train_net(root, output, *keys).stdout
+
+
+def test_training_on_registered_data_leaves_checkpoints_metrics_and_a_table(trained):
+    output, text = trained
+    names = {p.name for p in output.iterdir()}
+    assert {"model_best.pth", "model_final.pth", "last_checkpoint", "metrics.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    assert {"total_loss", "loss_context_label", "multilabel/mAP", "val/mAP"} <= set(last)
+    assert re.search(r"mAP +CP +CR +CF1 +OP +OR +OF1", text)
+    assert "class prevalence" in text
+    assert (output / "inference" / "own_test" / "multilabel_scores.npz").exists()
+
+
+def test_evaluating_the_checkpoint_prints_the_same_numbers(trained, root):
+    output, text = trained
+    again = train_net(root, output, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth")
+    assert printed_metrics(again.stdout) == printed_metrics(text) != []
+
+
+def test_resume_goes_on_where_the_run_ended(trained, root):
+    output, _ = trained
+    before = torch.load(output / "model_final.pth", weights_only=False)["iteration"]
+    text = train_net(root, output, "--resume", "SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 0).stdout
+    assert before == 3
+    assert "Starting training from iteration 4" in text
+    assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == 5
+
+
+def test_a_folder_with_another_run_is_not_overwritten(trained, root):
+    done = train_net(root, trained[0], check=False)
+    assert done.returncode != 0
+    assert "holds another run; continue it with --resume" in done.stdout
+
+
+def test_a_wrong_number_of_classes_stops_before_training(root, tmp_path):
+    done = train_net(root, tmp_path / "run", "MODEL.ROI_HEADS.NUM_CLASSES", 5, check=False)
+    assert "data set own_train has 14 classes and the model 5" in done.stdout
+
+
+def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
+    output, _ = trained
+    images = sorted((root / "context_scenes" / "images" / "test").glob("*.png"))[:2]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    command = [
+        "demo/demo.py", "--config-file", output / "config.yaml", "--input", *images, broken,
+        "--output", tmp_path / "out", "--threshold", 0.0, "--opts",
+        "MODEL.WEIGHTS", output / "model_final.pth",
+    ]  # fmt: skip
+    done = run(*command, root=root, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "1 of 3 images could not be read" in done.stdout
+    lines = [json.loads(s) for s in (tmp_path / "out" / "labels.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [str(f) for f in (*images, broken)]
+    assert "error" in lines[2]
+    for line in lines[:2]:
+        assert {x["label"] for x in line["labels"]} <= set(CLASSES)
+        assert all(len(x["box"]) == len(x["context_box"]) == 4 for x in line["labels"])
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    assert len(pictures) == 2
+    picture = cv2.imread(str(pictures[0]))
+    assert picture.shape[1] > 900
+    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 100
+    again = run(*command, root=root, check=False)
+    assert "choose another --output folder" in again.stdout
+
+
+def test_predictor_takes_one_image_or_a_list_and_agrees_with_detectron2s(trained, root):
+    output, _ = trained
+    weights = str(output / "model_final.pth")
+    cfg = load_config(CONFIG.removeprefix("configs/"), *SMALL)
+    cfg.MODEL.WEIGHTS = weights
+    predictor, stock = SCNetPredictor(cfg), DefaultPredictor(cfg)
+    files = sorted((root / "context_scenes" / "images" / "test").glob("*.png"))[:2]
+    images = [read_image(str(f), format="BGR") for f in files]
+    several = predictor(images)
+    for image, output in zip(images, several, strict=True):
+        one, expected = predictor(image), stock(image)
+        assert torch.equal(one["image_scores"], expected["image_scores"])
+        torch.testing.assert_close(output["image_scores"], one["image_scores"], atol=2e-2, rtol=0)
+    labels = describe_labels(several[0], CLASSES)
+    assert [x["score"] for x in labels] == sorted((x["score"] for x in labels), reverse=True)
+    with pytest.raises(ValueError, match="uint8 BGR image"):
+        predictor(images[0].astype("float32"))
+
+
+def test_predictor_refuses_random_weights():
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        SCNetPredictor(load_config(CONFIG.removeprefix("configs/")))
+
+
+def test_real_photographs_train_evaluate_and_are_scored_as_detections(real_data_root, tmp_path):
+    text = run(
+        "train_net.py", "--config-file", "configs/quick_schedules/scnet_R_18_FPN_overfit_test.yaml",
+        "OUTPUT_DIR", tmp_path, *SMALL, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", 10, "INPUT.MIN_SIZE_TEST", 96, "TEST.DETECTION_AP", True,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+        root=real_data_root,
+    ).stdout  # fmt: skip
+    assert "Evaluation results for bbox" in text
+    assert re.search(r"mAP +CP +CR +CF1 +OP +OR +OF1", text)
