@@ -1,6 +1,6 @@
 """Pictures of the labels of an image and the boxes that they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,26 +15,30 @@ IMAGE_INCHES = 6.4  # long side of the image
 DPI = 110
 
 
-def draw_labels(image: np.ndarray, labels: Sequence[dict], *, threshold: float = 0.5) -> np.ndarray:
+def draw_labels(
+    image: np.ndarray, labels: Sequence[dict], *, threshold: float | Mapping[str, float] = 0.5
+) -> np.ndarray:
     """Draw an image with its labels: tight boxes solid, context boxes dashed, scores as bars.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: as `describe_labels` returns them, from the highest score down.
-        threshold: labels below it are listed in grey, without their boxes.
+        threshold: labels below it are listed in grey, without their boxes; one number, or one
+            for each label name.
 
     Returns:
         (H', W', 3) uint8 RGB picture, about 1000 pixels wide whatever the size of the image.
     """
+    thresholds = [_threshold(threshold, x["label"]) for x in labels]
     height, width = image.shape[:2]
     scale = IMAGE_INCHES / max(height, width)
     image_w, image_h = width * scale, max(height * scale, 2.0)
     figure = Figure(figsize=(image_w + PANEL_INCHES, image_h), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     share = image_w / (image_w + PANEL_INCHES)
-    _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, threshold)
+    _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, thresholds)
     panel = figure.add_axes((share + 0.14 * (1 - share), 0.1, 0.78 * (1 - share), 0.86))
-    _draw_bars(panel, labels, threshold)
+    _draw_bars(panel, labels, thresholds)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
@@ -44,17 +48,23 @@ def label_color(rank: int, score: float, threshold: float) -> str:
     return COLORS[rank % len(COLORS)] if score >= threshold else GREY
 
 
-def _draw_boxes(axes, image, labels, threshold) -> None:
+def _threshold(threshold: float | Mapping[str, float], name: str) -> float:
+    return threshold[name] if isinstance(threshold, Mapping) else threshold
+
+
+def _draw_boxes(axes, image, labels, thresholds) -> None:
     axes.imshow(image, interpolation="lanczos" if max(image.shape) < 600 else "antialiased")
     axes.set_axis_off()
-    shown = [(i, x) for i, x in enumerate(labels) if x["score"] >= threshold and x["box"]]
+    ranked = zip(enumerate(labels), thresholds)
+    shown = [(i, x) for (i, x), least in ranked if x["score"] >= least and x["box"]]
     for rank, label in reversed(shown):  # the highest score on top
-        color = label_color(rank, label["score"], threshold)
+        color = label_color(rank, label["score"], thresholds[rank])
         _draw_rectangle(axes, label["context_box"], color, linestyle=(0, (4, 3)), linewidth=1.6)
         _draw_rectangle(axes, label["box"], color, linestyle="-", linewidth=2.6)
     places: list[tuple[float, float]] = []
     for rank, label in shown:
-        _draw_name(axes, label, label_color(rank, label["score"], threshold), places, image.shape)
+        color = label_color(rank, label["score"], thresholds[rank])
+        _draw_name(axes, label, color, places, image.shape)
 
 
 def _draw_rectangle(axes, box, color, **line) -> None:
@@ -65,9 +75,9 @@ def _draw_rectangle(axes, box, color, **line) -> None:
 
 
 def _draw_name(axes, label, color, places, shape) -> None:
-    """Write a label at the top left of its box, lower where another name stands already."""
+    """Write a label above its box (in it at the top edge), lower where a name stands already."""
     line = 0.055 * max(shape[:2])
-    x, y = max(label["box"][0], 0), max(label["box"][1], 0) + 0.15 * line
+    x, y = max(label["box"][0], 0), max(label["box"][1] - line, 0)
     while any(abs(y - py) < line and abs(x - px) < 7 * line for px, py in places):
         y += line
     places.append((x, y))
@@ -75,21 +85,21 @@ def _draw_name(axes, label, color, places, shape) -> None:
     text = f"{label['label']} {label['score']:.2f}"
     right = x > 0.75 * shape[1]
     axes.text(
-        min(x, shape[1]), y, text, fontsize=10, color="black", bbox=style, clip_on=True,
-        va="top", ha="right" if right else "left",
+        label["box"][2] if right else x, y, text, fontsize=10, color="black", bbox=style,
+        clip_on=True, va="top", ha="right" if right else "left",
     )  # fmt: skip
 
 
-def _draw_bars(axes, labels, threshold) -> None:
+def _draw_bars(axes, labels, thresholds) -> None:
     names = [x["label"] for x in labels]
     scores = [x["score"] for x in labels]
-    colors = [label_color(i, s, threshold) for i, s in enumerate(scores)]
+    colors = [label_color(i, *pair) for i, pair in enumerate(zip(scores, thresholds))]
     rows = np.arange(len(labels))
     axes.barh(rows, scores, color=colors, height=0.34)
     for row, name, score in zip(rows, names, scores):
         axes.text(0, row - 0.24, name, fontsize=10, va="bottom")
         axes.text(1, row - 0.24, f"{score:.2f}", fontsize=10, va="bottom", ha="right")
-    axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
+    axes.vlines(thresholds, rows - 0.5, rows + 0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlim=(0, 1), ylim=(max(len(labels), 5) - 0.5, -0.8), yticks=[], xticks=[0, 0.5, 1])
     axes.set_xlabel("score    — box   - - context box", fontsize=9)
     axes.tick_params(labelsize=8)
