@@ -23,7 +23,7 @@ demo: setup
 	@echo "pictures and labels.jsonl: $(DEMO_DIR)/pictures"
 
 test: setup
-	$(PY) -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=10
 
 lint: setup
 	.venv/bin/ruff check .

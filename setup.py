@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
+    package_data={"scnet_d2.evaluation": ["published.json", "report.css", "report.js"]},
     python_requires=">=3.10",
     install_requires=[
         "detectron2>=0.6",
@@ -19,10 +20,19 @@ setup(
         "opencv-python>=4.6",
         "numpy>=1.24",
         "matplotlib>=3.6",
-        "tabulate",
+        "tabulate>=0.9",
         "tqdm",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "ruff==0.17.6", "scikit-learn", "pypi-simple"],
+        "safetensors": ["safetensors"],
+        "test": [
+            "hypothesis",
+            "pytest",
+            "pytest-xdist",
+            "ruff==0.17.6",
+            "scikit-learn",
+            "pypi-simple",
+            "safetensors",
+        ],
     },
 )

@@ -3,15 +3,15 @@
 
 import os
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_coco_multilabel, set_label_policy
-from scnet_d2.engine import Trainer, check_num_classes
+from scnet_d2.engine import Trainer, check_num_classes, class_names, warn_of_leaks
 
 
 def setup(args) -> CfgNode:
@@ -21,7 +21,6 @@ def setup(args) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     use_available_device(cfg)
-    cfg.freeze()
     if not (args.resume or args.eval_only) and os.path.exists(
         os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     ):
@@ -32,8 +31,12 @@ def setup(args) -> CfgNode:
     set_label_policy(LabelPolicy.from_config(cfg))
     for name, json_file, image_root in args.register_coco:
         register_coco_multilabel(name, json_file, image_root)
+    if not cfg.DATASETS.CLASS_NAMES and cfg.DATASETS.TRAIN:
+        cfg.DATASETS.CLASS_NAMES = class_names(cfg.DATASETS.TRAIN[0])
+    cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="scnet_d2")
+    warn_of_leaks(cfg)
     return cfg
 
 
@@ -49,7 +52,7 @@ def main(args):
         raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
     check_num_classes(cfg)
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     return Trainer.test(cfg, model)
 

@@ -39,7 +39,7 @@ def main(args) -> int:
     if lines.exists():
         raise FileExistsError(f"{lines} is there already: choose another --output folder")
     predictor = SCNetPredictor(cfg)
-    threshold = cfg.TEST.LABEL_THRESHOLD if args.threshold is None else args.threshold
+    thresholds = choose_thresholds(predictor, args.threshold)
     bad = 0
     with lines.open("w") as out:
         for i, file in enumerate(tqdm.tqdm(files, unit="image", disable=None)):
@@ -50,9 +50,11 @@ def main(args) -> int:
                 record = {"file": file, "error": f"{type(error).__name__}: {error}"}
             else:
                 record = label_image(predictor, file, image)
-                picture = draw_labels(image[:, :, ::-1], record["labels"], threshold=threshold)
+                picture = draw_labels(image[:, :, ::-1], record["labels"], threshold=thresholds)
                 save_picture(output / f"{i:04d}_{Path(file).stem}.png", picture)
-                record["labels"] = [x for x in record["labels"] if x["score"] >= threshold]
+                record["labels"] = [
+                    x for x in record["labels"] if x["score"] >= thresholds[x["label"]]
+                ]
             print(json.dumps(record), file=out)
             tqdm.tqdm.write(json.dumps(record), file=sys.stdout)
     print(f"{len(files) - bad} pictures and {lines.name} are in {output}", file=sys.stderr)
@@ -61,10 +63,18 @@ def main(args) -> int:
     return bad
 
 
+def choose_thresholds(predictor: SCNetPredictor, threshold: float | None) -> dict[str, float]:
+    """The given threshold for every label, or the config's, rounded as the scores are."""
+    names = predictor.class_names
+    if threshold is not None:
+        return dict.fromkeys(names, threshold)
+    return {name: round(float(t), 4) for name, t in zip(names, predictor.thresholds)}
+
+
 def label_image(predictor: SCNetPredictor, file: str, image) -> dict:
     """The eight most likely labels of an image with their boxes."""
     height, width = image.shape[:2]
-    labels = describe_labels(predictor(image), predictor.metadata.thing_classes, top_k=8)
+    labels = describe_labels(predictor(image), predictor.class_names, top_k=8)
     return {"file": file, "width": width, "height": height, "labels": labels}
 
 
@@ -80,7 +90,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--input", required=True, nargs="+", metavar="FILES", help="files or globs")
     parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument("--threshold", type=float, help="default: TEST.LABEL_THRESHOLD")
+    parser.add_argument("--threshold", type=float, help="default: the config's")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="config keys, for example MODEL.WEIGHTS model_final.pth",

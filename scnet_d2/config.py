@@ -25,6 +25,9 @@ def add_scnet_config(cfg: CN) -> None:
     # Empty: DATASETS.TEST is evaluated instead and no checkpoint is chosen, for that would be
     # tuning on the test split.
     cfg.DATASETS.VAL = ()
+    # Names of the labels. Empty: train_net.py takes them from the training data, so that the
+    # config.yaml of a run has them and its model can be used without the data set.
+    cfg.DATASETS.CLASS_NAMES = []
     # A class all of whose objects in an image are "difficult" (VOC): ignored, present or absent.
     cfg.DATASETS.DIFFICULT_LABELS = "ignored"
     # A class that an image has as a crowd region alone (COCO): present, ignored or absent.
@@ -34,6 +37,8 @@ def add_scnet_config(cfg: CN) -> None:
 
     # A label is predicted for an image when its score reaches this.
     cfg.TEST.LABEL_THRESHOLD = 0.5
+    # A json file with a threshold for each class, of tools/tune_thresholds.py, to use instead.
+    cfg.TEST.LABEL_THRESHOLDS = ""
     # k of the top-k metrics.
     cfg.TEST.LABEL_TOP_K = 3
     # Also report the mean AP over the classes with at least so many training images (0: do not).
@@ -43,14 +48,22 @@ def add_scnet_config(cfg: CN) -> None:
 
 
 def use_available_device(cfg: CN) -> None:
-    """Set `MODEL.DEVICE` to the CPU, in place, where it asks for a GPU and there is none."""
+    """Set `MODEL.DEVICE` to the CPU, in place, where it asks for a GPU and there is none.
+
+    Mixed precision, which Detectron2 has on GPUs alone, is switched off with it.
+    """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no GPU found: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+        logger.warning("no GPU found: SOLVER.AMP.ENABLED becomes False")
+        cfg.SOLVER.AMP.ENABLED = False
 
 
 def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET = CN()
+    # Weights of a Detectron2 detector: its box head becomes the trunk of both branches.
+    cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR = True
 
     cfg.MODEL.SCNET.OBJECT = CN()
     # False leaves the object branch out: labels then come from the context branch alone.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scnet_d2.evaluation import format_table, multilabel_metrics
+from scnet_d2.evaluation import format_table, load_thresholds, multilabel_metrics
 
 FORMATS = """\
 formats, by the end of the file's name:
@@ -44,6 +44,7 @@ class ScoreTable(NamedTuple):
     labels: np.ndarray  # (N, C) bool
     ignored: np.ndarray | None  # (N, C) bool
     class_names: list[str]
+    image_ids: list[Any] | None = None  # N
 
 
 def read_npz(path: Path) -> ScoreTable:
@@ -55,7 +56,9 @@ def read_npz(path: Path) -> ScoreTable:
         scores = arrays["scores"]
         names = arrays["class_names"].tolist() if "class_names" in arrays else None
         ignored = arrays.get("ignored")
-        return ScoreTable(scores, arrays["labels"], ignored, names or _numbered(scores.shape[-1]))
+        names = names or _numbered(scores.shape[-1])
+        image_ids = arrays["image_ids"].tolist() if "image_ids" in arrays else None
+        return ScoreTable(scores, arrays["labels"], ignored, names, image_ids)
 
 
 def read_csv(path: Path, labels_path: Path | None) -> ScoreTable:
@@ -72,7 +75,8 @@ def read_csv(path: Path, labels_path: Path | None) -> ScoreTable:
     label_array = np.array([labels[image_id] for image_id in scores])
     if not np.isin(label_array, (-1, 0, 1)).all():
         raise ValueError(f"{labels_path} has labels other than 1, 0 and -1")
-    return ScoreTable(np.array(list(scores.values())), label_array == 1, label_array == -1, header)
+    score_array, image_ids = np.array(list(scores.values())), list(scores)
+    return ScoreTable(score_array, label_array == 1, label_array == -1, header, image_ids)
 
 
 def read_json(path: Path) -> ScoreTable:
@@ -86,7 +90,10 @@ def read_json(path: Path) -> ScoreTable:
         *(_read_json_image(image, classes) for image in images), strict=True
     )
     names = [str(name) for name in classes]
-    return ScoreTable(np.array(scores, dtype=float), np.array(labels), np.array(ignored), names)
+    image_ids = [image.get("image_id") for image in images]
+    return ScoreTable(
+        np.array(scores, dtype=float), np.array(labels), np.array(ignored), names, image_ids
+    )
 
 
 def read_scores(path: Path, labels_path: Path | None) -> ScoreTable:
@@ -112,6 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="saved image scores")
     parser.add_argument("--labels", metavar="CSV", type=Path, help="the labels of CSV scores")
     parser.add_argument("--threshold", type=float, default=0.5, help="default: %(default)s")
+    parser.add_argument(
+        "--thresholds", metavar="JSON", type=Path, help="one for each class, see tune_thresholds.py"
+    )
     parser.add_argument("--top-k", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print every metric as JSON instead")
     args = parser.parse_args(arguments)
@@ -119,7 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
     for path in args.files:
         try:
             table = read_scores(path, args.labels)
-            results[str(path)] = evaluate(table, args.threshold, args.top_k)
+            threshold = args.threshold
+            if args.thresholds:
+                threshold = load_thresholds(args.thresholds, table.class_names)
+            results[str(path)] = evaluate(table, threshold, args.top_k)
         except KeyError as error:
             parser.error(f"{path}: no {error}")
         except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
@@ -131,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(to_json(results))
 
 
-def evaluate(table: ScoreTable, threshold: float, top_k: int) -> dict[str, float]:
+def evaluate(table: ScoreTable, threshold: float | np.ndarray, top_k: int) -> dict[str, float]:
     """Every metric in percent, with one ``AP-<class>`` for each class."""
     metrics = multilabel_metrics(
         table.scores, table.labels, table.ignored, threshold=threshold, top_k=top_k

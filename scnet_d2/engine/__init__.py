@@ -1,5 +1,6 @@
 """Training and evaluation of SCNet."""
 
-from .trainer import Trainer, check_num_classes
+from .guards import check_num_classes, class_names, warn_of_leaks
+from .trainer import Trainer
 
-__all__ = ["Trainer", "check_num_classes"]
+__all__ = ["Trainer", "check_num_classes", "class_names", "warn_of_leaks"]

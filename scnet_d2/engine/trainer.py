@@ -1,6 +1,7 @@
 """Detectron2's `DefaultTrainer` with the project's data, optimizer, evaluation and table."""
 
 import os
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -18,8 +19,12 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
+from ..checkpoint import SCNetCheckpointer
 from ..data import MultiLabelDatasetMapper, context_scenes
-from ..evaluation import MultiLabelEvaluator
+from ..evaluation import MultiLabelEvaluator, label_thresholds
+from ..modeling.test_time_augmentation import build_tta
+from .guards import check_num_classes, class_names
+from .hooks import BestCheckpointer
 
 
 class Trainer(DefaultTrainer):
@@ -73,7 +78,7 @@ class Trainer(DefaultTrainer):
         evaluators = [
             MultiLabelEvaluator(
                 dataset_name,
-                threshold=cfg.TEST.LABEL_THRESHOLD,
+                threshold=label_thresholds(cfg, class_names(dataset_name)),
                 top_k=cfg.TEST.LABEL_TOP_K,
                 output_dir=output_dir,
                 baselines=_baselines(cfg, dataset_name),
@@ -83,6 +88,16 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.DETECTION_AP:
             evaluators.append(COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir))
         return DatasetEvaluators(evaluators)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> dict:
+        """Evaluate on `DATASETS.TEST`; with `TEST.AUG.ENABLED`, over its sizes and flips."""
+        if cfg.TEST.AUG.ENABLED:
+            model = build_tta(cfg, model)
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.MIN_SIZE_TEST = 0  # views are made from the photograph as it is
+        return super().test(cfg, model, evaluators)
 
     def validate(self) -> dict:
         """Evaluate on the first of `DATASETS.VAL`; metrics under the key "val"."""
@@ -94,6 +109,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's hooks; with `DATASETS.VAL`, periodic validation and the best checkpoint."""
+        self.checkpointer = self._build_checkpointer()  # before hooks keep Detectron2's own
         ret = super().build_hooks()
         if not self.cfg.DATASETS.VAL:
             return ret
@@ -102,8 +118,17 @@ class Trainer(DefaultTrainer):
         ret[i]._period = 0  # DATASETS.TEST is evaluated once, at the end
         validation = [hooks.EvalHook(period, self.validate)]
         if comm.is_main_process():
-            validation.append(hooks.BestCheckpointer(period, self.checkpointer, "val/mAP"))
+            best = BestCheckpointer(period, self.model, self.cfg.OUTPUT_DIR, "val/mAP")
+            validation.append(best)
         return ret[:i] + validation + ret[i:]
+
+    def _build_checkpointer(self) -> SCNetCheckpointer:
+        return SCNetCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            init_trunk=self.cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR,
+            trainer=weakref.proxy(self),
+        )
 
 
 def _baselines(cfg: CfgNode, dataset_name: str) -> dict[str, Callable[[], np.ndarray]]:
@@ -136,21 +161,3 @@ def _class_groups(cfg: CfgNode, dataset_name: str) -> dict[str, list[str]]:
 def _image_labels(dataset_name: str) -> Iterator[int]:
     for dataset_dict in DatasetCatalog.get(dataset_name):
         yield from dataset_dict["image_labels"]
-
-
-def check_num_classes(cfg: CfgNode) -> None:
-    """Stop where the model and a data set do not have the same number of classes.
-
-    Raises:
-        ValueError: naming the data set, its number of classes and the model's.
-    """
-    for name in cfg.DATASETS.TRAIN + cfg.DATASETS.VAL + cfg.DATASETS.TEST:
-        metadata = MetadataCatalog.get(name)
-        if not metadata.get("thing_classes"):
-            DatasetCatalog.get(name)  # a json's classes are known once it is read
-        found, wanted = len(metadata.thing_classes), cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if found != wanted:
-            raise ValueError(
-                f"data set {name} has {found} classes and the model {wanted}: "
-                f"set MODEL.ROI_HEADS.NUM_CLASSES to {found}"
-            )

@@ -2,12 +2,23 @@
 
 from .metrics import average_precision, multilabel_metrics, precision_recall_curve
 from .multilabel_evaluator import MultiLabelEvaluator
-from .report import format_table
+from .report import format_rows, format_table, with_mean_ap
+from .thresholds import label_thresholds, load_thresholds, save_thresholds, tune_thresholds
+from .uncertainty import bootstrap_map, compare_map, map_interval
 
 __all__ = [
     "MultiLabelEvaluator",
     "average_precision",
+    "bootstrap_map",
+    "compare_map",
+    "format_rows",
     "format_table",
+    "label_thresholds",
+    "load_thresholds",
+    "map_interval",
     "multilabel_metrics",
     "precision_recall_curve",
+    "save_thresholds",
+    "tune_thresholds",
+    "with_mean_ap",
 ]

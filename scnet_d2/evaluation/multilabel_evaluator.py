@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .evidence import evidence_arrays, label_evidence
 from .metrics import multilabel_metrics
 from .report import format_table
 
@@ -28,6 +29,13 @@ class GroundTruth(NamedTuple):
     file_names: list[str]
     labels: np.ndarray  # (N, C) bool
     ignored: np.ndarray  # (N, C) bool
+
+
+class Prediction(NamedTuple):
+    """What is kept of one image."""
+
+    scores: np.ndarray  # (C,) float32
+    evidence: np.ndarray  # (L, 9) float32, see label_evidence
 
 
 class MultiLabelEvaluator(DatasetEvaluator):
@@ -60,7 +68,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
             distributed: collect the scores of all processes in the first one; otherwise each
                 process evaluates what it has seen, which must then be the whole data set.
             output_dir: folder for ``multilabel_scores.npz``: image_ids (N,), file_names (N,),
-                class_names (C,), scores (N, C) float32, labels and ignored (N, C) bool.
+                class_names (C,), scores (N, C) float32, labels and ignored (N, C) bool,
+                thresholds (C,), and the boxes of each image's highest scores, see
+                :func:`evidence_arrays`.
             baselines: more rows of the logged table, beside that of the class prevalence: functions
                 that return scores (N, C) in the order of the data set.
             class_groups: ``mAP_<group>`` is the mean AP over these classes.
@@ -79,9 +89,10 @@ class MultiLabelEvaluator(DatasetEvaluator):
         """Forgets every prediction."""
         self._image_ids: list[Hashable] = []
         self._scores: list[np.ndarray] = []
+        self._evidence: list[np.ndarray] = []
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
-        """Keeps the image scores of a batch.
+        """Keeps the image scores of a batch, and the boxes of the highest ones.
 
         Args:
             inputs: dataset dicts with ``image_id`` (str or int).
@@ -99,6 +110,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 raise ValueError(f"image {file_name} of {self._dataset_name}: {error}") from error
             self._image_ids.append(dataset_dict["image_id"])
             self._scores.append(scores)
+            self._evidence.append(_evidence(output, scores))
 
     def evaluate(self) -> OrderedDict | None:
         """Computes the metrics over all processes, logs them, and saves the scores.
@@ -120,9 +132,10 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 f"no predictions for {self._dataset_name}: call process() before evaluate()"
             )
         truth = load_ground_truth(self._dataset_name, len(self._class_names))
-        scores = self._match(predictions, truth)
+        matched = self._match(predictions, truth)
+        scores = np.stack([prediction.scores for prediction in matched])
         if self._output_dir:
-            self._save(scores, truth)
+            self._save(scores, truth, [prediction.evidence for prediction in matched])
         results = OrderedDict(multilabel=self._metrics(scores, truth))
         rows = {name: self._metrics(s, truth) for name, s in self._baseline_scores(truth).items()}
         table = format_table(results, baselines=rows)
@@ -138,22 +151,25 @@ class MultiLabelEvaluator(DatasetEvaluator):
         rows = {"class prevalence": np.broadcast_to(prevalence, truth.labels.shape)}
         return rows | {name: scores() for name, scores in self._baselines.items()}
 
-    def _gather(self) -> dict[Hashable, np.ndarray] | None:
-        """Scores by image id; an image that pads out a process's share counts once."""
-        shares = [(self._image_ids, self._scores)]
+    def _gather(self) -> dict[Hashable, Prediction] | None:
+        """Predictions by image id; an image that pads out a process's share counts once."""
+        shares = [(self._image_ids, self._scores, self._evidence)]
         if self._distributed:
             comm.synchronize()
-            shares = comm.gather((self._image_ids, _stack(self._scores)), dst=0)
+            share = (self._image_ids, _stack(self._scores), self._evidence)
+            shares = comm.gather(share, dst=0)
             if not comm.is_main_process():
                 return None
-        predictions: dict[Hashable, np.ndarray] = {}
-        for image_ids, scores in shares:
-            for image_id, image_scores_ in zip(image_ids, scores, strict=True):
-                predictions.setdefault(image_id, image_scores_)
+        predictions: dict[Hashable, Prediction] = {}
+        for share in shares:
+            for image_id, *prediction in zip(*share, strict=True):
+                predictions.setdefault(image_id, Prediction(*prediction))
         return predictions
 
-    def _match(self, predictions: dict[Hashable, np.ndarray], truth: GroundTruth) -> np.ndarray:
-        """(N, C) scores in the order of the data set."""
+    def _match(
+        self, predictions: dict[Hashable, Prediction], truth: GroundTruth
+    ) -> list[Prediction]:
+        """The N predictions in the order of the data set."""
         unknown = predictions.keys() - set(truth.image_ids)
         if unknown:
             raise ValueError(
@@ -170,7 +186,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 f"{len(missing)} of the {len(truth.image_ids)} images of {self._dataset_name} have "
                 f"no prediction: {_first(missing)}"
             )
-        return np.stack([predictions[image_id] for image_id in truth.image_ids])
+        return [predictions[image_id] for image_id in truth.image_ids]
 
     def _metrics(self, scores: np.ndarray, truth: GroundTruth) -> dict[str, float]:
         metrics = multilabel_metrics(
@@ -184,7 +200,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             for group, names in self._class_groups.items()
         }
 
-    def _save(self, scores: np.ndarray, truth: GroundTruth) -> None:
+    def _save(self, scores: np.ndarray, truth: GroundTruth, evidence: list[np.ndarray]) -> None:
         PathManager.mkdirs(self._output_dir)
         path = os.path.join(self._output_dir, "multilabel_scores.npz")
         temporary = f"{path}.{os.getpid()}.tmp"  # beside it: os.replace needs one file system
@@ -197,6 +213,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 scores=scores,
                 labels=truth.labels,
                 ignored=truth.ignored,
+                thresholds=np.broadcast_to(self._threshold, scores.shape[1:]),
+                **evidence_arrays(evidence),
             )
         os.replace(temporary, path)
         logger.info("Saved the image scores to %s", path)
@@ -231,6 +249,12 @@ def image_scores(output: dict[str, Any], num_classes: int) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"the score of class {wrong[0]} is {scores[wrong[0]]}, not in [0, 1]")
     return scores
+
+
+def _evidence(output: dict[str, Any], scores: np.ndarray) -> np.ndarray:
+    if "instances" in output:
+        return label_evidence(output["instances"], scores)
+    return np.zeros((0, 9), dtype=np.float32)
 
 
 def detection_scores(instances: Instances, num_classes: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def format_table(
     """
     width = width or shutil.get_terminal_size().columns
     rows = {"model": results, **(baselines or {})}
-    tables = [_summary_table(rows, width)]
+    tables = [format_rows(rows, width=width)]
     per_class = {name: _per_class_ap(result, class_names) for name, result in rows.items()}
     per_class = {name: aps for name, aps in per_class.items() if aps}
     if "model" in per_class:
@@ -46,7 +46,25 @@ def format_table(
     return "\n\n".join(tables)
 
 
-def _summary_table(rows: Mapping[str, Mapping[str, Any]], width: int) -> str:
+def with_mean_ap(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results whose ``mAP`` is the mean of their per-class AP, nan left out.
+
+    Args:
+        results: has ``AP-<class>`` keys or ``per_class_AP``, as a row of a published table may.
+    """
+    known = [ap for ap in _per_class_ap(results, None).values() if not math.isnan(ap)]
+    mean = math.fsum(known) / len(known) if known else math.nan
+    return {**_metrics(results), "mAP": mean}
+
+
+def format_rows(rows: Mapping[str, Mapping[str, Any]], *, width: int | None = None) -> str:
+    """The seven columns of the published tables for several models.
+
+    Args:
+        rows: what :func:`multilabel_metrics` returned, by the name of the model.
+        width: see :func:`format_table`.
+    """
+    width = width or shutil.get_terminal_size().columns
     name_width = max(_MIN_NAME_WIDTH, width - len(COLUMNS) * (_VALUE_WIDTH + _GAP))
     body = [
         [_shorten(name, name_width)]

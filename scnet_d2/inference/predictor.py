@@ -1,17 +1,26 @@
 """Labels of single images, with the boxes that they come from."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from ..checkpoint import SCNetCheckpointer
+from ..evaluation.evidence import best_box
+from ..evaluation.thresholds import label_thresholds
 
 
 class SCNetPredictor(DefaultPredictor):
     """Detectron2's `DefaultPredictor` for one image or a list of images.
 
     Attributes:
-        metadata: of the first data set of `DATASETS.TEST`; its `thing_classes` name the labels.
+        class_names: C names of the labels, from `DATASETS.CLASS_NAMES` or the test data set.
+        metadata: of the first data set of `DATASETS.TEST`, where there is one.
     """
 
     def __init__(self, cfg):
@@ -20,11 +29,26 @@ class SCNetPredictor(DefaultPredictor):
             cfg: a config with the project's keys; `MODEL.WEIGHTS` names a checkpoint.
 
         Raises:
-            ValueError: if `MODEL.WEIGHTS` is empty.
+            ValueError: if `MODEL.WEIGHTS` is empty, or lacks any of the model's tensors, or the
+                number of names is not the number of classes.
         """
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty: set it to a trained checkpoint")
-        super().__init__(cfg)
+        self.class_names = _class_names(cfg)
+        # DefaultPredictor.__init__, but for the checkpointer
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        SCNetCheckpointer(self.model, require_all=True).load(cfg.MODEL.WEIGHTS)
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        size = cfg.INPUT.MIN_SIZE_TEST
+        self.aug = ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """(C,) score from which on a label is predicted, by the config's `TEST` keys."""
+        return label_thresholds(self.cfg, self.class_names)
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray | Sequence[np.ndarray]) -> dict | list[dict]:
@@ -56,6 +80,18 @@ class SCNetPredictor(DefaultPredictor):
         return {"image": tensor, "height": height, "width": width}
 
 
+def _class_names(cfg) -> list[str]:
+    names = list(cfg.DATASETS.CLASS_NAMES)
+    if not names and cfg.DATASETS.TEST:
+        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") or []
+    if len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise ValueError(
+            f"{len(names)} class names for {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes: use the "
+            "config.yaml of the training run, or set DATASETS.CLASS_NAMES"
+        )
+    return names
+
+
 def describe_labels(
     output: dict, class_names: Sequence[str], top_k: int | None = None
 ) -> list[dict]:
@@ -81,9 +117,9 @@ def describe_labels(
 
 
 def _evidence(instances, class_id: int) -> dict:
-    if len(instances) == 0:
+    best = best_box(instances, class_id)
+    if best is None:
         return {"box": None, "context_box": None}
-    best = instances.label_scores[:, class_id].argmax().item()
     return {
         "box": _rounded(instances.pred_boxes.tensor[best]),
         "context_box": _rounded(instances.context_boxes.tensor[best]),

@@ -99,7 +99,7 @@ def _draw_bars(axes, labels, thresholds) -> None:
     for row, name, score in zip(rows, names, scores):
         axes.text(0, row - 0.24, name, fontsize=10, va="bottom")
         axes.text(1, row - 0.24, f"{score:.2f}", fontsize=10, va="bottom", ha="right")
-    axes.vlines(thresholds, rows - 0.5, rows + 0.5, color="black", linewidth=0.8, linestyle=":")
+    axes.vlines(thresholds, rows - 0.24, rows + 0.24, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlim=(0, 1), ylim=(max(len(labels), 5) - 0.5, -0.8), yticks=[], xticks=[0, 0.5, 1])
     axes.set_xlabel("score    — box   - - context box", fontsize=9)
     axes.tick_params(labelsize=8)

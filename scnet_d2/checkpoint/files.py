@@ -1,0 +1,155 @@
+"""Reading of checkpoint files without running anything that they contain."""
+
+import os
+import pickle
+import re
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is absent, broken or does not fit; the message names the file and the remedy."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint asks for more than arrays and plain containers; nothing of it was run."""
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a `.pkl`, `.pyth` (pycls), `.safetensors` or else torch (`.pth`) checkpoint.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        `model`, name → array or tensor; `matching_heuristics` True where the names are suffixes of
+        the model's; `__author__` in `.pkl` files; what else a trainer saved.
+
+    Raises:
+        UnsafeCheckpointError: naming the global that is not allowed.
+        CheckpointError: if the file is truncated or holds no tensors.
+        ImportError: for `.safetensors` without that package.
+    """
+    readers = {".pkl": _read_pkl, ".pyth": _read_pycls, ".safetensors": _read_safetensors}
+    read = readers.get(os.path.splitext(path)[1], _read_pth)
+    try:
+        checkpoint = read(path)
+    except (CheckpointError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # unpicklers raise nearly anything on damaged files
+        first_line = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {first_line}): the file is truncated "
+            "or no checkpoint; copy or download it again"
+        ) from error
+    _check_tensors(path, checkpoint["model"])
+    return checkpoint
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How numpy arrays write their bytes under pickle protocols 0 to 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"_codecs.encode to {encoding}")
+    return text.encode("latin1")
+
+
+_ARRAY_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_SCALAR_RECONSTRUCT = np.float64(0).__reduce__()[0]
+_ARRAY_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("_codecs", "encode"): _encode_latin1,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    # numpy 1 writes "core", numpy 2 "_core"
+    ("numpy.core.multiarray", "_reconstruct"): _ARRAY_RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _ARRAY_RECONSTRUCT,
+    ("numpy.core.multiarray", "scalar"): _SCALAR_RECONSTRUCT,
+    ("numpy._core.multiarray", "scalar"): _SCALAR_RECONSTRUCT,
+    ("numpy.core.numeric", "_frombuffer"): _ARRAY_FROM_BUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _ARRAY_FROM_BUFFER,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and plain containers alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a global up in the allow-list; nothing is imported."""
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _unsafe(self.path, f"{module}.{name}") from None
+
+
+def _unsafe(path: str, name: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{path} refused: its pickle asks for '{name}', and only arrays and plain containers are "
+        "loaded, so that no checkpoint can run code. If you trust the file, save its tensors anew "
+        "as .pth or .safetensors in a program of your own"
+    )
+
+
+def _unpickle(path: str) -> Any:
+    with open(path, "rb") as f:
+        unpickler = _ArrayUnpickler(f, encoding="latin1")  # Caffe2's files are Python 2's
+        unpickler.path = path
+        return unpickler.load()
+
+
+def _torch_load(path: str) -> Any:
+    """`torch.load` of weights alone; Detectron2's trainer states need no further globals."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if forbidden:
+            raise _unsafe(path, forbidden[1]) from None
+        return _unpickle(path)  # a plain pickle with torch's file ending
+
+
+def _read_pkl(path: str) -> dict[str, Any]:
+    """Detectron2's zoo has `model`; Caffe2's files have `blobs` or the bare arrays."""
+    data = _unpickle(path)
+    if isinstance(data.get("model"), dict):
+        return data
+    blobs = data.get("blobs", data)
+    model = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_pycls(path: str) -> dict[str, Any]:
+    model = _torch_load(path)["model_state"]
+    return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file  # noqa: PLC0415 (an optional package)
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs the package safetensors: pip install 'scnet_d2[safetensors]'"
+        ) from error
+    return {"model": load_file(path)}
+
+
+def _read_pth(path: str) -> dict[str, Any]:
+    data = _torch_load(path)
+    return data if "model" in data else {"model": data}
+
+
+def _check_tensors(path: str, model: Any) -> None:
+    if not isinstance(model, dict) or not model:
+        raise CheckpointError(f"{path} holds no tensors by name: give a checkpoint of weights")
+    for name, value in model.items():
+        numeric = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+        if not (numeric or isinstance(value, torch.Tensor)):
+            raise CheckpointError(
+                f"{path}: '{name}' is no tensor but {type(value).__name__}; save the state dict "
+                "alone, or under the key 'model'"
+            )

@@ -1,0 +1,146 @@
+"""From the names in a checkpoint to the names in a model."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+
+_TRUNK = re.compile(r"(?:roi_heads\.)?box_head\.(.+)")
+_PREDICTOR = re.compile(r"(?:roi_heads\.box_predictor\.)?(cls_score|bbox_pred)\.(weight|bias)")
+_BRANCHES = ("object_head", "context_head")
+_WHY_LEFT_OUT = (
+    (r".*cell_anchors.*", "the config sets these"),
+    (r"(linear|fc|fc1000|head\.fc)\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),
+)
+
+
+class Conversion(NamedTuple):
+    """What became of a detector's heads."""
+
+    left_out: dict[str, str]  # name in the file → why
+    sources: dict[str, str]  # part of the model → part of the file
+
+
+def match_suffixes(
+    state: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor], caffe2: bool
+) -> dict[str, torch.Tensor]:
+    """Rename tensors by Detectron2's heuristics: a name stands for the model's that ends in it.
+
+    Args:
+        state: the file's tensors.
+        model_state: the model's.
+        caffe2: the names are Caffe2's.
+
+    Returns:
+        The tensors under the model's names; those that match nothing keep their own. One of another
+        shape is renamed too, so that it is reported as such.
+
+    Raises:
+        ValueError: if a name stands for several tensors of the model.
+    """
+    with _only_errors("detectron2.checkpoint.c2_model_loading"):
+        renamed = align_and_update_state_dicts(model_state, state, c2_conversion=caffe2)
+    for name in [n for n in renamed if n not in model_state]:
+        wanted = [m for m in model_state if m.endswith("." + name) and m not in renamed]
+        if len(wanted) == 1:
+            renamed[wanted[0]] = renamed.pop(name)
+    return renamed
+
+
+def convert_detector(
+    state: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor], init_trunk: bool
+) -> Conversion:
+    """Move a Faster R-CNN's box head into SCNet's branches, in place; other models stay untouched.
+
+    Args:
+        state: the file's tensors in Detectron2's naming.
+        model_state: the model's.
+        init_trunk: False leaves the box head out (`MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR`).
+
+    Returns:
+        What was left out and where the rest came from.
+    """
+    conversion = Conversion({}, {})
+    branches = [b for b in _BRANCHES if any(k.startswith(b + ".trunk.") for k in model_state)]
+    if not branches:
+        return conversion
+    for name in list(state):
+        if trunk := _TRUNK.fullmatch(name):
+            targets = [f"{branch}.trunk.{trunk[1]}" for branch in branches]
+            why = "" if init_trunk else "MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR is False"
+        elif predictor := _PREDICTOR.fullmatch(name):
+            targets = [f"object_head.location_regressor.{predictor[2]}"]
+            why = _why_not_predictor(
+                predictor[1], state[name], targets[0] in model_state, init_trunk
+            )
+        else:
+            continue
+        tensor = state.pop(name)
+        if why:
+            conversion.left_out[name] = why
+            continue
+        for target in targets:
+            state[target] = tensor
+            conversion.sources[part_of(target)] = part_of(name)
+    return conversion
+
+
+def why_left_out(name: str) -> str:
+    """Reason why a tensor of the file has no place in the model."""
+    for pattern, why in _WHY_LEFT_OUT:
+        if re.fullmatch(pattern, name):
+            return why
+    return "the model has no such tensor"
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a tensor belongs to, as the loading table groups them.
+
+    Examples:
+        `backbone.bottom_up.res2.0.conv1.weight` → `backbone.bottom_up`; `backbone.fpn_output2.bias`
+        → `backbone.fpn`; `object_head.trunk.fc1.weight` → `object_head.trunk`.
+    """
+    first, second = [*name.split("."), ""][:2]
+    if first == "backbone":
+        return {"bottom_up": "backbone.bottom_up", "fpn": "backbone.fpn"}.get(
+            second.split("_lateral")[0].split("_output")[0], first
+        )
+    if second == "box_predictor":
+        return _module(name, 3)
+    return _module(name, 2) if first in (*_BRANCHES, "roi_heads") else first
+
+
+def _why_not_predictor(layer: str, tensor, has_regressor: bool, init_trunk: bool) -> str:
+    if layer == "cls_score":
+        return (
+            "softmax over the detector's classes and background; the label predictors are sigmoids"
+        )
+    if not has_regressor:
+        return "the object branch is switched off"
+    if not init_trunk:
+        return "made for the box head, which was left out"
+    if len(tensor) != 4:
+        return (
+            f"class-specific box deltas ({len(tensor) // 4} x 4); the regressor is class-agnostic"
+        )
+    return ""
+
+
+def _module(name: str, depth: int) -> str:
+    """The module of a tensor, at most `depth` names deep."""
+    return ".".join(name.split(".")[:-1][:depth])
+
+
+@contextlib.contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

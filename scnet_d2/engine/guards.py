@@ -1,0 +1,102 @@
+"""Checks of a config that take no time and come before hours of training."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+# Detectors of Detectron2's and Detectron's model zoos. The first are trained on train2017, the
+# second on train2014 and "valminusminival2014", which are the same images.
+_ZOO = re.compile(
+    r"COCO-(Detection|InstanceSegmentation|Keypoints|PanopticSegmentation)/|LVISv|/Misc/"
+    r"|new_baselines/|Caffe2Detectron/COCO/"
+)
+# (begin of the name of) training data, evaluation data, what they share
+_OVERLAPS = (
+    ("coco_2017_train", "coco_2014_val", "about 35,500 of its 40,504 images are in train2017"),
+    ("coco_2014_val", "coco_2017_val", "its 5,000 images are part of val2014"),
+)
+
+
+def class_names(dataset_name: str) -> list[str]:
+    """Names of the classes of a registered data set, which is read where that is needed."""
+    metadata = MetadataCatalog.get(dataset_name)
+    if not metadata.get("thing_classes"):
+        DatasetCatalog.get(dataset_name)  # a json's classes are known once it is read
+    return list(metadata.thing_classes)
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Stop where a data set, the model's head and `DATASETS.CLASS_NAMES` have other classes.
+
+    Raises:
+        ValueError: naming the data set and the three numbers, or the first class that differs.
+    """
+    head, names = cfg.MODEL.ROI_HEADS.NUM_CLASSES, list(cfg.DATASETS.CLASS_NAMES)
+    for dataset in tuple(cfg.DATASETS.TRAIN) + _evaluated(cfg):
+        found = class_names(dataset)
+        if not len(found) == head == len(names or found):
+            raise ValueError(
+                f"data set {dataset} has {len(found)} classes and the model {head}; "
+                f"DATASETS.CLASS_NAMES has {len(names) or 'none'}. Set MODEL.ROI_HEADS.NUM_CLASSES "
+                f"to {len(found)} and DATASETS.CLASS_NAMES to the names of its classes or []"
+            )
+        if names and names != found:
+            i = next(i for i in range(head) if names[i] != found[i])
+            raise ValueError(
+                f"class {i} is '{found[i]}' in data set {dataset} and '{names[i]}' in "
+                "DATASETS.CLASS_NAMES: scores would count for the wrong class; use a data set "
+                "with the same classes in the same order, or correct DATASETS.CLASS_NAMES"
+            )
+
+
+def warn_of_leaks(cfg: CfgNode) -> None:
+    """Warn where the weights or the training data have seen images of the evaluation data.
+
+    Known are the names in `DATASETS.TRAIN`, `MODEL.WEIGHTS` of a model zoo (as an address or a
+    path with its names), and both of them in the config.yaml beside a file of weights, which every
+    training run leaves.
+    """
+    for evaluated in _evaluated(cfg):
+        for origin, seen in _seen(cfg):
+            shared = next((s for t, e, s in _OVERLAPS if _both(seen, evaluated, t, e)), None)
+            if shared:
+                logger.warning(
+                    "%s\nTHE TEST IMAGES WERE TRAINED ON. %s, which is evaluated: %s, and\n%s.\n"
+                    "Its results will be too high. Start from ImageNet weights or from train2014 "
+                    "alone\n(docs/reproduce.md), or evaluate other data.\n%s",
+                    "!" * 88, evaluated, shared, origin, "!" * 88,
+                )  # fmt: skip
+
+
+def _evaluated(cfg: CfgNode) -> tuple[str, ...]:
+    return tuple(cfg.DATASETS.VAL) + tuple(cfg.DATASETS.TEST)
+
+
+def _both(seen: str, evaluated: str, train: str, test: str) -> bool:
+    return seen.startswith(train) and evaluated.startswith(test)
+
+
+def _seen(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Where training data are named, and the name of each."""
+    weights, train = cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN
+    yield from _sources("this config", weights, train)
+    run = os.path.join(os.path.dirname(weights), "config.yaml")
+    if os.path.isfile(weights) and os.path.isfile(run):
+        with open(run, encoding="utf-8") as f:
+            content = yaml.safe_load(f)
+        earlier = (content.get("MODEL", {}), content.get("DATASETS", {}))
+        yield from _sources(run, earlier[0].get("WEIGHTS", ""), earlier[1].get("TRAIN", ()))
+
+
+def _sources(where: str, weights: str, train: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for name in train:
+        yield f"DATASETS.TRAIN of {where} has {name}", name
+    if _ZOO.search(weights or ""):
+        yield f"MODEL.WEIGHTS of {where} is a detector trained on it: {weights}", "coco_2017_train"

@@ -1,0 +1,46 @@
+"""Test-time augmentation: image scores averaged over sizes and flips of an image."""
+
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class SCNetWithTTA(nn.Module):
+    """Predicts every view of an image and averages the image scores; called as SCNet is.
+
+    `instances` are those of the first view: SCNet already gives them in original coordinates, and
+    merging boxes would add nothing to the labels. Own decision.
+    """
+
+    def __init__(self, model: nn.Module, tta_mapper: Callable[[dict], list[dict]]):
+        """
+        Args:
+            model: SCNet, or what predicts in its format.
+            tta_mapper: gives the views of an image, the first one neither flipped nor cropped.
+        """
+        super().__init__()
+        self.model = model
+        self.tta_mapper = tta_mapper
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """Predictions in SCNet's inference format, one for each image."""
+        return [self._predict(x) for x in batched_inputs]
+
+    def _predict(self, x: dict) -> dict:
+        outputs = [self.model([view])[0] for view in self.tta_mapper(x)]  # sizes differ: one by one
+        scores = torch.stack([o["image_scores"] for o in outputs])  # (V, C)
+        return outputs[0] | {"image_scores": scores.mean(dim=0)}
+
+
+def build_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Wrap a model as `TEST.AUG` says; a Detectron2 R-CNN gets Detectron2's own wrapper."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    if isinstance(model, GeneralizedRCNN):
+        return GeneralizedRCNNWithTTA(cfg, model)
+    return SCNetWithTTA(model, DatasetMapperTTA(cfg))

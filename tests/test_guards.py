@@ -1,0 +1,86 @@
+"""Checks before hours of training: numbers of classes, and evaluation on images trained on."""
+
+import logging
+
+import pytest
+from conftest import small_config
+from detectron2.data import MetadataCatalog
+
+from scnet_d2.data.context_scenes import CLASSES
+from scnet_d2.engine import check_num_classes, warn_of_leaks
+
+ZOO = "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088.pkl"
+
+
+def leaks(caplog, test, weights="", train=()):
+    cfg = small_config("DATASETS.TRAIN", train, "DATASETS.VAL", (), "DATASETS.TEST", test)
+    cfg.MODEL.WEIGHTS = str(weights)
+    with caplog.at_level(logging.WARNING, logger="scnet_d2"):
+        warn_of_leaks(cfg)
+    return caplog.messages
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        f"detectron2://{ZOO}",
+        f"https://dl.fbaipublicfiles.com/detectron2/{ZOO}",
+        "catalog://Caffe2Detectron/COCO/35857890/e2e_faster_rcnn_R-101-FPN_1x",
+    ],
+)
+def test_zoo_detectors_evaluated_on_val2014_warn_loudly(caplog, weights):
+    (message,) = leaks(caplog, ("coco_2014_val_multilabel",), weights)
+    assert "THE TEST IMAGES WERE TRAINED ON" in message
+    assert "35,500" in message
+    assert weights in message
+
+
+def test_training_on_train2017_warns_of_val2014(caplog):
+    train = ("coco_2017_train_multilabel",)
+    (message,) = leaks(caplog, ("coco_2014_val_multilabel",), train=train)
+    assert "DATASETS.TRAIN of this config has coco_2017_train_multilabel" in message
+
+
+def test_the_config_beside_the_weights_tells_what_they_were_trained_on(caplog, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        f"MODEL:\n  WEIGHTS: detectron2://{ZOO}\nDATASETS:\n  TRAIN: [coco_2014_train_multilabel]\n"
+    )
+    (tmp_path / "model_final.pth").touch()
+    (message,) = leaks(caplog, ("coco_2014_val_multilabel",), tmp_path / "model_final.pth")
+    assert str(tmp_path / "config.yaml") in message
+
+
+@pytest.mark.parametrize(
+    ("test", "weights", "train"),
+    [
+        ("coco_2014_val_multilabel", "", ("coco_2014_train_multilabel",)),
+        ("coco_2014_val_multilabel", "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl", ()),
+        ("coco_2017_val_multilabel", f"detectron2://{ZOO}", ("coco_2017_train_multilabel",)),
+        ("voc_2007_test_multilabel", f"detectron2://{ZOO}", ("voc_2007_trainval_multilabel",)),
+    ],
+)
+def test_separate_data_do_not_warn(caplog, test, weights, train):
+    assert not leaks(caplog, (test,), weights, train)
+
+
+def test_three_disagreeing_numbers_of_classes_are_named():
+    cfg = small_config("MODEL.ROI_HEADS.NUM_CLASSES", 5, "DATASETS.CLASS_NAMES", ["cat", "dog"])
+    with pytest.raises(ValueError, match=r"context_scenes_train has 14 .* model 5; .* has 2\."):
+        check_num_classes(cfg)
+
+
+def test_class_names_alone_that_disagree_are_an_error():
+    with pytest.raises(ValueError, match=r"the model 14; DATASETS\.CLASS_NAMES has 1"):
+        check_num_classes(small_config("DATASETS.CLASS_NAMES", ["cat"]))
+
+
+def test_the_same_classes_in_another_order_are_an_error():
+    names = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
+    with pytest.raises(ValueError, match=f"class 0 is '{CLASSES[0]}' in data set context_scenes"):
+        check_num_classes(small_config("DATASETS.CLASS_NAMES", names))
+
+
+@pytest.mark.parametrize("names", [[], list(CLASSES)])
+def test_agreeing_classes_pass(names):
+    assert list(MetadataCatalog.get("context_scenes_test").thing_classes) == list(CLASSES)
+    check_num_classes(small_config("DATASETS.CLASS_NAMES", names))

@@ -1,0 +1,230 @@
+#!/usr/bin/env python
+"""Check data sets before training on them: files, counts, images and labels.
+
+Every problem is one line that starts with "problem:" and ends with what to do. The exit code is 1
+where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+
+from scnet_d2.data import DatasetError, register_coco_multilabel
+
+# Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
+IMAGES = {
+    "coco_2014_train_multilabel": 82_783,
+    "coco_2014_val_multilabel": 40_504,
+    "coco_2017_train_multilabel": 118_287,
+    "coco_2017_val_multilabel": 5_000,
+    "voc_2007_train_multilabel": 2_501,
+    "voc_2007_val_multilabel": 2_510,
+    "voc_2007_trainval_multilabel": 5_011,
+    "voc_2007_test_multilabel": 4_952,
+    "voc_2012_train_multilabel": 5_717,
+    "voc_2012_val_multilabel": 5_823,
+    "voc_2012_trainval_multilabel": 11_540,
+}
+# Those with at least one annotation, where work that drops the others gives the number.
+ANNOTATED = {"coco_2014_train_multilabel": 82_081, "coco_2014_val_multilabel": 40_137}
+AGAIN = "get the archive again and unpack it over the folder (datasets/README.md)"
+EXIF_ORIENTATION, TURNED = 274, (5, 6, 7, 8)
+LISTED = 10  # unreadable images named one by one
+
+
+def check(name: str, images: str | None = None, workers: int = 4) -> list[str]:
+    """Check one registered data set and print what it holds.
+
+    Args:
+        name: of the data set.
+        images: "header" or "full" to open or decode every image; None does neither.
+        workers: number of processes that read images.
+
+    Returns:
+        Problems, a line each with the remedy.
+    """
+    if MetadataCatalog.get(name).get("evaluator_type") != "multilabel":
+        return [f"'{name}' is not a multi-label data set: choose from {', '.join(IMAGES)}"]
+    try:
+        records = DatasetCatalog.get(name)
+    except DatasetError as error:
+        return [str(error).replace("\n", " ")]
+    classes = MetadataCatalog.get(name).thing_classes
+    counts = Counter(label for record in records for label in record["image_labels"])
+    print(
+        f"\n{name}: {len(records):,} images, {len(labelled(records)):,} with a label, "
+        f"{len(classes)} classes,\n{sum(counts.values()) / len(records):.2f} labels an image; "
+        "images with each label:"
+    )
+    print(histogram(classes, [counts[i] for i in range(len(classes))]))
+    present = [record for record in records if os.path.isfile(record["file_name"])]
+    problems = [
+        *wrong_counts(name, records),
+        *missing_files(name, records, present),
+        *empty_classes(name, classes, counts),
+    ]
+    return problems + (list(unreadable(name, present, images, workers)) if images else [])
+
+
+def wrong_counts(name: str, records: list[dict]) -> Iterator[str]:
+    """Number of images, and of images with a label, against the published ones."""
+    for what, found, published in (
+        ("images", len(records), IMAGES.get(name)),
+        ("images with a label", len(labelled(records)), ANNOTATED.get(name)),
+    ):
+        if published not in (None, found):
+            yield (
+                f"{name} has {found:,} {what}, published are {published:,}: it is a part or another"
+                f" release, and results do not compare with published ones; {AGAIN}"
+            )
+
+
+def labelled(records: list[dict]) -> list[dict]:
+    """The images with at least one label, ignored ones included."""
+    return [r for r in records if r["image_labels"] or r["ignored_labels"]]
+
+
+def missing_files(name: str, records: list[dict], present: list[dict]) -> Iterator[str]:
+    """Images that are listed but not there."""
+    missing = len(records) - len(present)
+    if missing:
+        there = {record["file_name"] for record in present}
+        first = next(r["file_name"] for r in records if r["file_name"] not in there)
+        yield f"{name} lacks {missing:,} image files, the first is '{first}': {AGAIN}"
+
+
+def empty_classes(name: str, classes: list[str], counts: Counter) -> Iterator[str]:
+    """Classes that no image has."""
+    empty = [c for i, c in enumerate(classes) if not counts[i]]
+    if empty:
+        yield (
+            f"{name} has no image with {', '.join(empty)}: these classes cannot be learned or "
+            "evaluated; add images or take the classes out"
+        )
+
+
+def unreadable(name: str, records: list[dict], how: str, workers: int) -> Iterator[str]:
+    """Images that cannot be read or have another size than annotated."""
+    faults = []
+    with ProcessPoolExecutor(workers) as pool:
+        read = pool.map(partial(read_fault, how=how), records, chunksize=64)
+        for fault in progress(read, len(records), f"{name}: images"):
+            faults += [fault] if fault else []
+    yield from (f"{fault}; {AGAIN}" for fault in faults[:LISTED])
+    if len(faults) > LISTED:
+        yield f"{name} has {len(faults) - LISTED:,} more images that cannot be read: {AGAIN}"
+
+
+def read_fault(record: dict, how: str) -> str | None:
+    """What is wrong with an image file, or None."""
+    path, annotated = record["file_name"], (record["width"], record["height"])
+    try:
+        size = header_size(path) if how == "header" else read_image(path, "BGR").shape[1::-1]
+    except Exception as error:  # whatever a broken file makes a decoder raise
+        return f"image '{path}' cannot be read ({type(error).__name__}: {error})"
+    if tuple(size) != annotated:
+        return f"image '{path}' is {tuple(size)} and annotated as {annotated} (width, height)"
+    return None
+
+
+def header_size(path: str) -> tuple[int, int]:
+    """Width and height of an image as it is shown, without decoding it."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
+        return image.size[::-1] if turned else image.size
+
+
+def progress(items: Iterable, total: int, what: str) -> Iterator:
+    """Pass items on; every second, say on stderr how many there were and how long is left."""
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last > 1 or done == total:
+            last, left = now, (now - start) / done * (total - done)
+            print(f"\r{what} {done:,}/{total:,}, {left:.0f} s left ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def histogram(classes: list[str], counts: list[int], width: int | None = None) -> str:
+    """Counts of the classes with bars, in as many columns as fit the terminal."""
+    width = width or shutil.get_terminal_size().columns
+    names = max(map(len, classes))
+    digits = len(f"{max(counts):,}")
+    columns = min(len(classes), max(1, (width + 2) // (names + digits + 9)))
+    bar = max(1, (width + 2) // columns - names - digits - 4)
+    cells = [
+        f"{c:<{names}} {n:>{digits},} {'#' * -(-n * bar // (max(counts) or 1)):<{bar}}"
+        for c, n in zip(classes, counts, strict=True)
+    ]
+    rows = -(-len(cells) // columns)
+    return "\n".join("  ".join(cells[i::rows]).rstrip() for i in range(rows))
+
+
+def built_in() -> list[str]:
+    """The built-in data sets of photographs whose annotations are there."""
+    return [name for name in IMAGES if os.path.exists(annotations(name))]
+
+
+def annotations(name: str) -> str:
+    """The file that lists the images of a built-in data set."""
+    meta = MetadataCatalog.get(name)
+    if meta.get("json_file"):
+        return meta.json_file
+    return os.path.join(meta.dirname, "ImageSets", "Main", f"{meta.split}.txt")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Arguments of this program."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all that are there")
+    parser.add_argument(
+        "--images",
+        nargs="?",
+        choices=("header", "full"),
+        const="header",
+        help="also read the header of every image, or decode it",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register and check a COCO-format json (repeatable)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check the data sets; returns the exit code."""
+    args = argument_parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for name, json_file, image_root in args.register_coco:
+        register_coco_multilabel(name, json_file, image_root)
+    names = args.names + [name for name, *_ in args.register_coco] or built_in()
+    problems = [p for name in names for p in check(name, args.images, args.workers)]
+    if not names:
+        problems = ["no built-in data set is there: set DETECTRON2_DATASETS (datasets/README.md)"]
+    print(f"\n{len(names)} data sets, {len(problems)} problems")
+    for problem in problems:
+        print(f"problem: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+#!/usr/bin/env python
+"""Compare two models on the same images: both mAPs, their difference, 95 % intervals and p.
+
+Rows are matched by image id. Intervals and p are of the bootstrap over images, defined in
+scnet_d2/evaluation/uncertainty.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from evaluate_scores import FORMATS, ScoreTable, read_scores
+from tqdm import tqdm
+
+from scnet_d2.evaluation import compare_map, format_rows, multilabel_metrics
+from scnet_d2.evaluation.report import COLUMNS
+from scnet_d2.evaluation.uncertainty import Comparison, Interval
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the comparison as text or JSON; exits with an error message."""
+    args = argument_parser().parse_args(arguments)
+    first, second = (read(path, args) for path in (args.first, args.second))
+    try:
+        second = align(first, second)
+        comparison = compare(first, second, args.replicates, args.seed)
+    except ValueError as error:
+        args.error(f"{args.first} and {args.second}: {error}")
+    rows = {
+        name: multilabel_metrics(table.scores, table.labels, table.ignored)
+        for name, table in (("A", first), ("B", second))
+    }
+    if args.json:
+        print(to_json(rows, comparison))
+    else:
+        print(f"A: {args.first}\nB: {args.second}\n\n{to_text(rows, comparison)}\n")
+        print(f"95 % intervals and two-sided p: {args.replicates} bootstrap replicates of the")
+        print(f"{len(first.scores)} images, seed {args.seed}")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=FORMATS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", metavar="A", type=Path, help="saved image scores")
+    parser.add_argument("second", metavar="B", type=Path, help="saved image scores")
+    parser.add_argument("--labels", metavar="CSV", type=Path, help="the labels of CSV scores")
+    parser.add_argument("--replicates", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    parser.set_defaults(error=parser.error)
+    return parser
+
+
+def read(path: Path, args: argparse.Namespace) -> ScoreTable:
+    """The scores of one file."""
+    try:
+        table = read_scores(path, args.labels)
+        multilabel_metrics(table.scores, table.labels, table.ignored)  # checks the arrays
+        check_ids(table)
+    except KeyError as error:
+        args.error(f"{path}: no {error}")
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        args.error(f"{path}: {error}")
+    return table
+
+
+def check_ids(table: ScoreTable) -> None:
+    """Raises ValueError where an image has no id of its own, or a class no name."""
+    ids = table.image_ids
+    if ids is None or None in ids:
+        raise ValueError("has no image ids to match the images by")
+    if len(set(map(str, ids))) < len(ids):
+        repeated = Counter(map(str, ids)).most_common(1)[0][0]
+        raise ValueError(f"has more than one image with image id {repeated}")
+    if (len(ids), len(table.class_names)) != table.scores.shape:
+        raise ValueError(
+            f"has {len(ids)} image ids and {len(table.class_names)} class names for scores of "
+            f"shape {table.scores.shape}"
+        )
+
+
+def align(first: ScoreTable, second: ScoreTable) -> ScoreTable:
+    """``second`` in the row order of ``first``.
+
+    Raises:
+        ValueError: other classes, images, labels or ignored entries; names the first difference.
+    """
+    if first.class_names != second.class_names:
+        names = zip([*first.class_names, None], [*second.class_names, None])
+        index, (a, b) = next((i, pair) for i, pair in enumerate(names) if pair[0] != pair[1])
+        raise ValueError(f"the classes differ: class {index} is {a!r} in A and {b!r} in B")
+    row_of = {str(image_id): row for row, image_id in enumerate(second.image_ids)}
+    ids = [str(image_id) for image_id in first.image_ids]
+    alone = [i for i in ids if i not in row_of] or sorted(row_of.keys() - set(ids))
+    if alone:
+        raise ValueError(f"the images differ: image {alone[0]} is in only one of them")
+    rows = [row_of[image_id] for image_id in ids]
+    aligned = second._replace(
+        scores=second.scores[rows], labels=second.labels[rows], ignored=_ignored(second)[rows]
+    )
+    for kind, a, b in (
+        ("labels", first.labels, aligned.labels),
+        ("ignored entries", _ignored(first), aligned.ignored),
+    ):
+        for row, column in np.argwhere(a != b)[:1]:
+            name = first.class_names[column]
+            raise ValueError(f"the {kind} differ: image {ids[row]}, class {name!r}")
+    return aligned
+
+
+def compare(first: ScoreTable, second: ScoreTable, replicates: int, seed: int) -> Comparison:
+    """The comparison, with a progress bar where it takes more than a few seconds."""
+    with tqdm(total=2 * replicates, unit="replicate", delay=3, disable=None) as bar:
+        return compare_map(
+            first.scores, second.scores, first.labels, first.ignored,
+            replicates=replicates, seed=seed, progress=bar.update,
+        )  # fmt: skip
+
+
+def to_text(rows: dict[str, dict], comparison: Comparison) -> str:
+    """Both rows of the seven columns, then the intervals."""
+    return (
+        f"{format_rows(rows)}\n\n"
+        f"mAP of A          {_with_interval(comparison.first)}\n"
+        f"mAP of B          {_with_interval(comparison.second)}\n"
+        f"difference B - A  {_with_interval(comparison.difference, '+')}   p = {comparison.p:.4f}"
+    )
+
+
+def to_json(rows: dict[str, dict], comparison: Comparison) -> str:
+    """The seven columns of A and B, and the intervals of mAP as [value, low, high]."""
+    metrics = {name: {key: row[key] for key in COLUMNS} for name, row in rows.items()}
+    intervals = dict(zip(("A", "B", "difference", "p"), comparison))
+    return json.dumps({"metrics": metrics, "mAP": intervals}, indent=2)
+
+
+def _with_interval(interval: Interval, sign: str = "") -> str:
+    value, low, high = (f"{x:{sign}.2f}" for x in interval)
+    return f"{value} ({low} to {high})"
+
+
+def _ignored(table: ScoreTable) -> np.ndarray:
+    return np.zeros_like(table.labels) if table.ignored is None else table.ignored
+
+
+if __name__ == "__main__":
+    main()
