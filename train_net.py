@@ -4,14 +4,14 @@
 import os
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import add_scnet_config, use_available_device
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_coco_multilabel, set_label_policy
-from scnet_d2.engine import Trainer, check_num_classes, class_names, warn_of_leaks
+from scnet_d2.engine import Trainer, check_num_classes, class_names, launch, warn_of_leaks
 
 
 def setup(args) -> CfgNode:
@@ -72,12 +72,4 @@ def argument_parser():
 
 
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, argument_parser().parse_args())

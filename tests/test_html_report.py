@@ -180,7 +180,11 @@ def test_80_classes_fit_and_the_matrix_shows_the_most_frequent(tmp_path, dataset
     assert len(page.all("option")) == 81
     assert len(page.all("span", "bar")) == 80
     assert page.data()["curves"][8]["ap"] is None
-    assert "24 most frequent rows" in " ".join(x for _, x in page.texts)
+    assert "24 most frequent labels" in " ".join(x for _, x in page.texts)
+    heat = page.all("table", "heat")
+    assert len(heat) == 1
+    cells = [t for t, _ in page.elements[page.elements.index(("table", heat[0])) :]]
+    assert (cells.count("tr"), cells.count("td")) == (25, 24 * 24)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +201,12 @@ def test_published_rows_are_honest_about_their_data_set(tmp_path, dataset, open_
     assert len(page.all("tr", "run")) == open_tables
     assert text.count("Published rows of another data set") == 2 - open_tables
     assert text.count("The Proposed") == 2
+
+
+def test_run_on_its_training_images_says_so(tmp_path):
+    config = {"DATASETS": {"TRAIN": ["scenes_val"], "TEST": ["scenes_val"]}}
+    assert "Trained on these images" in page_of(tmp_path / "a", config=config)[0]
+    assert "Trained on these images" not in page_of(tmp_path / "b")[0]
 
 
 def test_run_stands_beside_the_rows_of_the_same_test_set(tmp_path):

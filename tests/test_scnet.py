@@ -217,9 +217,9 @@ def test_the_label_loss_is_summed_over_classes_and_averaged_over_boxes():
     counted = torch.ones(2, 3, dtype=torch.bool)
     predictor = LabelPredictor(8, num_classes=3)
     # every entry costs ln 2: 6 entries over 2 boxes, then 5 entries
-    assert predictor.loss(logits, targets, counted).item() == pytest.approx(3 * math.log(2))
+    assert predictor.loss(logits, targets, counted, 2).item() == pytest.approx(3 * math.log(2))
     counted[0, 1] = False
-    assert predictor.loss(logits, targets, counted).item() == pytest.approx(2.5 * math.log(2))
+    assert predictor.loss(logits, targets, counted, 2).item() == pytest.approx(2.5 * math.log(2))
 
 
 def test_ignored_labels_are_left_out_of_both_label_losses():

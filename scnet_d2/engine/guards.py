@@ -68,7 +68,7 @@ def warn_of_leaks(cfg: CfgNode) -> None:
             shared = next((s for t, e, s in _OVERLAPS if _both(seen, evaluated, t, e)), None)
             if shared:
                 logger.warning(
-                    "%s\nTHE TEST IMAGES WERE TRAINED ON. %s, which is evaluated: %s, and\n%s.\n"
+                    "%s\nTHE TEST IMAGES WERE TRAINED ON.\n%s is evaluated: %s.\n%s.\n"
                     "Its results will be too high. Start from ImageNet weights or from train2014 "
                     "alone\n(docs/reproduce.md), or evaluate other data.\n%s",
                     "!" * 88, evaluated, shared, origin, "!" * 88,
@@ -90,9 +90,9 @@ def _seen(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     run = os.path.join(os.path.dirname(weights), "config.yaml")
     if os.path.isfile(weights) and os.path.isfile(run):
         with open(run, encoding="utf-8") as f:
-            content = yaml.safe_load(f)
-        earlier = (content.get("MODEL", {}), content.get("DATASETS", {}))
-        yield from _sources(run, earlier[0].get("WEIGHTS", ""), earlier[1].get("TRAIN", ()))
+            earlier = {"MODEL": {}, "DATASETS": {}} | (yaml.safe_load(f) or {})
+        weights, train = earlier["MODEL"].get("WEIGHTS"), earlier["DATASETS"].get("TRAIN", ())
+        yield from _sources(run, weights, train)
 
 
 def _sources(where: str, weights: str, train: tuple[str, ...]) -> Iterator[tuple[str, str]]:

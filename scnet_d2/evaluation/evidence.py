@@ -7,6 +7,8 @@ from detectron2.structures import Instances
 
 EVIDENCE_LABELS = 8  # labels of an image whose boxes are kept, enough for a page of pictures
 
+_FIELDS = ("pred_boxes", "scores", "pred_classes", "label_scores", "context_boxes")
+
 
 def best_box(instances: Instances, class_id: int) -> int | None:
     """Index of the box in which a label scores highest; None without one.
@@ -35,7 +37,8 @@ def label_evidence(instances: Instances, scores: np.ndarray) -> np.ndarray:
         (L, 9) float32, L at most ``EVIDENCE_LABELS``: class id, tight box and context box in XYXY
         pixels of the original image; nan where the model has no context boxes.
     """
-    instances = instances.to("cpu")
+    fields = {key: instances.get(key) for key in _FIELDS if instances.has(key)}
+    instances = Instances(instances.image_size, **fields).to("cpu")  # masks stay where they are
     order = np.argsort(-scores, kind="stable")[:EVIDENCE_LABELS].tolist()
     best = [(class_id, best_box(instances, class_id)) for class_id in order]
     best = [(class_id, box) for class_id, box in best if box is not None]

@@ -224,9 +224,14 @@ def _facts(run: SavedRun) -> Iterator[str]:
     model = run.config.get("MODEL", {})
     if model:
         yield f"model {model.get('META_ARCHITECTURE')}"
-        yield f"weights {PurePath(str(model.get('WEIGHTS'))).name}"
-    if trained := run.config.get("DATASETS", {}).get("TRAIN"):
+    if weights := model.get("WEIGHTS"):
+        yield f"MODEL.WEIGHTS {PurePath(weights).name}"
+    if trained := _training_sets(run):
         yield f"trained on {', '.join(trained)}"
+
+
+def _training_sets(run: SavedRun) -> list[str]:
+    return list(run.config.get("DATASETS", {}).get("TRAIN", ()))
 
 
 def _published_section(run: SavedRun, metrics: dict[str, Any]) -> str:
@@ -234,8 +239,13 @@ def _published_section(run: SavedRun, metrics: dict[str, Any]) -> str:
     match = matching_benchmark(run.dataset)
     own = {**metrics, **dict(zip(run.class_names, metrics["per_class_AP"], strict=True))}
     parts = []
+    if run.dataset in _training_sets(run):
+        parts.append(
+            '<p class="caution"><b>Trained on these images:</b> the numbers of this run say how '
+            "well it remembers them.</p>"
+        )
     if match:
-        parts = [
+        parts += [
             _comparability(run, published[match]),
             _published_table(published[match], f"This run, {run.dataset}", own),
         ]
@@ -371,25 +381,21 @@ def _error_section(run: SavedRun, errors: ImageErrors) -> str:
     )
     if not counts.any():
         return _section("errors", "Which errors come together", text)
-    rows, row_text = _most_frequent(counts.sum(axis=1), "rows")
-    columns, column_text = _most_frequent(counts.sum(axis=0), "columns")
+    rows, columns = (_most_frequent(counts.sum(axis=axis)) for axis in (1, 0))
+    if len(counts) > MATRIX_LABELS:
+        text += f'<p class="note">At most the {MATRIX_LABELS} most frequent labels are shown.</p>'
     body = (
-        f"{text}{row_text}{column_text}"
-        f'<div class="confusion">{charts.heat_map(run.class_names, rows, columns, counts)}'
+        f'{text}<div class="confusion">{charts.heat_map(run.class_names, rows, columns, counts)}'
         '<div><h3>Most frequent pairs</h3><p class="note">of all misses of the first</p>'
         f"{_top_pairs(run, counts, missed.sum(axis=0))}</div></div>"
     )
     return _section("errors", "Which errors come together", body)
 
 
-def _most_frequent(totals: np.ndarray, what: str) -> tuple[np.ndarray, str]:
-    """Class ids with the highest totals, and a note where some are left out."""
+def _most_frequent(totals: np.ndarray) -> np.ndarray:
+    """Class ids with the highest totals."""
     order = np.argsort(-totals, kind="stable")
-    order = order[totals[order] > 0]
-    if len(order) <= MATRIX_LABELS:
-        return order, ""
-    note = f'<p class="note">The {MATRIX_LABELS} most frequent {what} of {len(order)}.</p>'
-    return order[:MATRIX_LABELS], note
+    return order[totals[order] > 0][:MATRIX_LABELS]
 
 
 def _top_pairs(run: SavedRun, counts: np.ndarray, missed: np.ndarray) -> str:

@@ -55,6 +55,9 @@ def _threshold(threshold: float | Mapping[str, float], name: str) -> float:
 def _draw_boxes(axes, image, labels, thresholds) -> None:
     axes.imshow(image, interpolation="lanczos" if max(image.shape) < 600 else "antialiased")
     axes.set_axis_off()
+    height, width = image.shape[:2]
+    edge = 0.012 * max(height, width)  # boxes that end at the border stay visible
+    axes.set(xlim=(-edge, width + edge), ylim=(height + edge, -edge))
     ranked = zip(enumerate(labels), thresholds)
     shown = [(i, x) for (i, x), least in ranked if x["score"] >= least and x["box"]]
     for rank, label in reversed(shown):  # the highest score on top

@@ -54,7 +54,11 @@ class LabelPredictor(nn.Module):
         return self.label_score(x)
 
     def loss(
-        self, logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        counted: torch.Tensor,
+        num_boxes: float,
     ) -> torch.Tensor:
         """Binary cross-entropy, summed over classes and averaged over boxes.
 
@@ -62,6 +66,7 @@ class LabelPredictor(nn.Module):
             logits: (R, C) label logits.
             targets: (R, C) multi-hot targets.
             counted: (R, C) bool; False leaves an entry out (labels ignored in the box's image).
+            num_boxes: what the sum over boxes is divided by: R in a single process.
 
         Returns:
             Scalar loss; 0 where there is no box.
@@ -69,4 +74,4 @@ class LabelPredictor(nn.Module):
         loss = F.binary_cross_entropy_with_logits(
             logits, targets, weight=counted.to(logits.dtype), reduction="sum"
         )
-        return loss * (self.loss_weight / max(len(logits), 1))
+        return loss * (self.loss_weight / num_boxes)

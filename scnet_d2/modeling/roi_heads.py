@@ -77,10 +77,15 @@ class ContextHead(nn.Module):
         return self.label_predictor(self.box_features(features, boxes))
 
     def losses(
-        self, logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        counted: torch.Tensor,
+        num_boxes: float,
     ) -> dict[str, torch.Tensor]:
-        """`loss_context_label`; arguments (R, C) as in `LabelPredictor.loss`."""
-        return {"loss_context_label": self.label_predictor.loss(logits, targets, counted)}
+        """`loss_context_label`; arguments as in `LabelPredictor.loss`."""
+        loss = self.label_predictor.loss(logits, targets, counted, num_boxes)
+        return {"loss_context_label": loss}
 
 
 class ObjectHead(ContextHead):
@@ -155,6 +160,7 @@ class ObjectHead(ContextHead):
         foreground: torch.Tensor,
         targets: torch.Tensor,
         counted: torch.Tensor,
+        num_boxes: float,
     ) -> dict[str, torch.Tensor]:
         """Location, patch and label losses of R sampled boxes.
 
@@ -165,12 +171,11 @@ class ObjectHead(ContextHead):
             foreground: (R,) bool, the box holds an object.
             targets: (R, C) multi-hot label targets.
             counted: (R, C) bool, entries of the label loss that count.
+            num_boxes: what every sum over boxes is divided by.
 
         Returns:
-            `loss_object_loc` (sum over foreground boxes / R), `loss_object_patch` (mean over
-            boxes), `loss_object_label`.
+            `loss_object_loc` (of the foreground boxes), `loss_object_patch`, `loss_object_label`.
         """
-        num_boxes = max(len(boxes), 1)
         gt_deltas = self.box2box_transform.get_deltas(boxes[foreground], gt_boxes[foreground])
         loc = smooth_l1_loss(
             predictions.deltas[foreground], gt_deltas, self.smooth_l1_beta, reduction="sum"
@@ -178,7 +183,7 @@ class ObjectHead(ContextHead):
         patch = F.binary_cross_entropy_with_logits(
             predictions.patch_logits, foreground.to(predictions.patch_logits), reduction="sum"
         )
-        label = self.label_predictor.loss(predictions.label_logits, targets, counted)
+        label = self.label_predictor.loss(predictions.label_logits, targets, counted, num_boxes)
         return {
             "loss_object_loc": loc * (self.loc_loss_weight / num_boxes),
             "loss_object_patch": patch * (self.patch_loss_weight / num_boxes),

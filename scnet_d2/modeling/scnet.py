@@ -1,6 +1,7 @@
 """SCNet, the spatial-context-aware network, as a Detectron2 meta-architecture."""
 
 import torch
+import torch.distributed as dist
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
@@ -9,6 +10,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -136,15 +138,18 @@ class SCNet(nn.Module):
         proposals = self.proposal_sampler.label_and_sample_proposals(proposals, targets)
         tight = [p.proposal_boxes for p in proposals]
         counted = self._counted_labels(batched_inputs, tight)  # (R, C)
+        num_boxes = _mean_num_boxes(counted)
         object_logits = context_logits = None
         if self.object_head is not None:
             object_predictions = self.object_head(features, tight)
             object_logits = object_predictions.label_logits
-            losses |= self._object_losses(object_predictions, proposals, targets, counted)
+            losses |= self._object_losses(
+                object_predictions, proposals, targets, counted, num_boxes
+            )
         if self.context_head is not None:
             context = self.expand(tight, images.image_sizes)
             context_logits = self.context_head(features, context)
-            losses |= self._context_losses(context_logits, context, targets, counted)
+            losses |= self._context_losses(context_logits, context, targets, counted, num_boxes)
         self._log_image_scores(object_logits, context_logits, proposals)
         return losses
 
@@ -201,7 +206,9 @@ class SCNet(nn.Module):
         repeats = torch.tensor([len(b) for b in boxes])
         return counted.repeat_interleave(repeats, dim=0).to(self.device)
 
-    def _object_losses(self, predictions, proposals, targets, counted) -> dict[str, torch.Tensor]:
+    def _object_losses(
+        self, predictions, proposals, targets, counted, num_boxes
+    ) -> dict[str, torch.Tensor]:
         tight = [p.proposal_boxes for p in proposals]
         # Proposals of an image without ground truth carry no gt_boxes; none of them is foreground.
         gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
@@ -220,9 +227,12 @@ class SCNet(nn.Module):
             foreground=(classes >= 0) & (classes < self.num_classes),
             targets=labels,
             counted=counted,
+            num_boxes=num_boxes,
         )
 
-    def _context_losses(self, logits, context, targets, counted) -> dict[str, torch.Tensor]:
+    def _context_losses(
+        self, logits, context, targets, counted, num_boxes
+    ) -> dict[str, torch.Tensor]:
         labels = cat(
             [
                 context_label_targets(b, t, self.num_classes, self.label_coverage)
@@ -230,7 +240,7 @@ class SCNet(nn.Module):
             ]
         )
         self._log_label_targets("context", labels, len(targets))
-        return self.context_head.losses(logits, labels, counted)
+        return self.context_head.losses(logits, labels, counted, num_boxes)
 
     def _detect(self, boxes, scores, context, image_sizes) -> list[Instances]:
         """Detections above the threshold after NMS within each class, in network coordinates."""
@@ -269,6 +279,19 @@ class SCNet(nn.Module):
         storage.put_scalar("image_scores/mean", images.mean().item())
         storage.put_scalar("image_scores/max", images.amax(dim=1).mean().item())
         storage.put_scalar("image_scores/labels", (images >= 0.5).sum(dim=1).float().mean().item())
+
+
+def _mean_num_boxes(boxes: torch.Tensor) -> float:
+    """Sampled boxes (R, ...) of a process, averaged over the processes; at least 1 in all.
+
+    With it the mean of the processes' losses is the loss of one process with the whole batch.
+    """
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return max(len(boxes), 1)
+    total = torch.tensor(float(len(boxes)), device=boxes.device)
+    dist.all_reduce(total)
+    return max(total.item(), 1) / world_size
 
 
 def _to_original_size(detections: Instances, inputs: dict) -> Instances:

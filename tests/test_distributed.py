@@ -1,0 +1,234 @@
+"""Several processes (gloo, on the CPU) train and evaluate as one process does."""
+
+import argparse
+import inspect
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, small_config
+from detectron2.engine import HookBase, create_ddp_model
+from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.defaults import default_setup
+from detectron2.utils import comm
+
+from scnet_d2.data import register_coco_multilabel
+from scnet_d2.data.context_scenes import SceneConfig, generate
+from scnet_d2.engine import Trainer
+from scnet_d2.engine.launch import find_process, first_host
+
+several_processes = pytest.mark.skipif(
+    "is_cuda" not in inspect.getsource(create_ddp_model),
+    reason="this Detectron2 runs several processes on GPUs alone",
+)
+
+# Nothing is drawn at random but the order of the images, which all processes share: every anchor
+# and every proposal is used, no image is flipped, and no statistics are those of a batch.
+DETERMINISTIC = (
+    "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10000,
+    "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10000,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "INPUT.RANDOM_FLIP", "none",
+    "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP_ITERS", 0,
+    "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0,
+    "DATASETS.TRAIN", ("own_train",), "DATASETS.VAL", (), "DATASETS.TEST", ("own_test",),
+)  # fmt: skip
+
+
+class Recorder(HookBase):
+    """Keeps the losses of each iteration, averaged over the processes."""
+
+    def __init__(self):
+        self.losses = []
+
+    def after_step(self):
+        if comm.is_main_process():
+            latest = self.trainer.storage.latest()
+            self.losses.append({k: v for k, (v, _) in latest.items() if "loss" in k})
+
+
+def own_data(scenes: Path):
+    """Name, json and images of both splits, as `--register-coco` takes them."""
+    for split in ("train", "test"):
+        images = scenes / "images" / split
+        yield f"own_{split}", str(scenes / "annotations" / f"{split}.json"), str(images)
+
+
+def train_and_evaluate(scenes: Path, output: Path):
+    """Three iterations and an evaluation; what they gave goes to a file of the main process."""
+    for data in own_data(scenes):
+        register_coco_multilabel(*data)
+    cfg = small_config(*DETERMINISTIC, "OUTPUT_DIR", str(output))
+    default_setup(cfg, None)
+    trainer, recorder = Trainer(cfg), Recorder()
+    trainer.register_hooks([recorder])
+    trainer.train()
+    if comm.is_main_process():
+        metrics = trainer._last_eval_results["multilabel"]
+        torch.save((recorder.losses, metrics), output / "result.pt")
+
+
+def alone(_, *args):
+    train_and_evaluate(*args)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of the data, of a run of one process and of a run of two, same global batch."""
+    root = tmp_path_factory.mktemp("datasets")
+    generate(str(root), SceneConfig(sizes=(12, 1, 7)))
+    scenes, one, two = (root / "context_scenes", *map(tmp_path_factory.mktemp, ("one", "two")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        single = torch.multiprocessing.spawn(alone, (scenes, one), join=False)
+        detectron2_launch(train_and_evaluate, 2, dist_url="auto", args=(scenes, two))
+        single.join()
+    return scenes, one, two
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(*command, **variables) -> subprocess.Popen:
+    fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | fixed | variables
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=REPO, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def output_of(process: subprocess.Popen) -> str:
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text[-4000:]
+    return text
+
+
+def train_net(scenes: Path, run: Path, *args) -> list:
+    """Command of train_net.py on the config of a run."""
+    registered = [x for data in own_data(scenes) for x in ("--register-coco", *data)]
+    return ["train_net.py", "--config-file", run / "config.yaml", *registered, *args]
+
+
+def assert_same_weights(folder, other):
+    weights, others = (torch.load(f / "model_final.pth")["model"] for f in (folder, other))
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], atol=1e-5, rtol=0, msg=name)
+
+
+def printed_metrics(text) -> list[float]:
+    return [float(x) for x in re.findall(r"copypaste: ([\d.,]+)$", text, re.M)[-1].split(",")]
+
+
+@several_processes
+def test_two_processes_train_and_evaluate_as_one_with_the_same_global_batch(runs):
+    _, one, two = runs
+    (losses, metrics), (others, other_metrics) = (
+        torch.load(f / "result.pt", weights_only=False) for f in (one, two)
+    )
+    assert len(losses) == len(others) == 3
+    for step, other in zip(losses, others):
+        for name in step:
+            print(f"{name:20}{step[name]:12.7f}{other[name]:12.7f}")
+        assert step == pytest.approx(other, abs=1e-4, rel=1e-4)
+    assert losses[0]["total_loss"] != pytest.approx(losses[2]["total_loss"], abs=1e-2)
+    assert_same_weights(one, two)
+    print(f"{'mAP':20}{metrics['mAP']:12.7f}{other_metrics['mAP']:12.7f}")
+    assert metrics == pytest.approx(other_metrics, abs=1e-9, nan_ok=True)
+
+
+@several_processes
+def test_processes_of_torchrun_give_the_weights_and_metrics_of_one(runs, tmp_path):
+    scenes, one, _ = runs
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    text = output_of(start(*torchrun, *train_net(scenes, one, "OUTPUT_DIR", tmp_path)))
+    assert "Rank of current process: 0. World size: 2" in text
+    assert_same_weights(one, tmp_path)
+    _, metrics = torch.load(one / "result.pt", weights_only=False)
+    assert printed_metrics(text)[0] == pytest.approx(metrics["mAP"], abs=1e-4)
+
+
+@several_processes
+def test_processes_of_slurm_give_the_metrics_of_one(runs, tmp_path):
+    scenes, one, _ = runs
+    opts = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", one / "model_final.pth")
+    command = train_net(scenes, one, "--eval-only", *opts)
+    step = slurm(MASTER_PORT=str(free_port()), SLURM_STEP_NODELIST="localhost")
+    processes = [start(*command, **step | {"SLURM_PROCID": i, "SLURM_LOCALID": i}) for i in "01"]
+    text, _ = map(output_of, processes)
+    assert "Rank of current process: 0. World size: 2" in text
+    _, metrics = torch.load(one / "result.pt", weights_only=False)
+    assert printed_metrics(text)[0] == pytest.approx(metrics["mAP"], abs=1e-4)
+
+
+def slurm(**variables) -> dict[str, str]:
+    """What srun sets for process 1 of two on one node, with changes."""
+    step = {"NUM_TASKS": "2", "TASKS_PER_NODE": "2", "NODELIST": "gpu[03-04]"}
+    names = {f"SLURM_STEP_{k}": v for k, v in step.items()}
+    names |= {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "40007"}
+    return names | variables
+
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "gpu03", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+def find(env, num_gpus=1, num_machines=1):
+    return find_process(env, argparse.Namespace(num_gpus=num_gpus, num_machines=num_machines))
+
+
+def test_torchrun_and_slurm_say_which_process_this_is():
+    assert find(TORCHRUN | slurm()) == ("torchrun", 3, 4, 1, 2, "env://")
+    four = slurm(SLURM_STEP_NUM_TASKS="4", SLURM_STEP_TASKS_PER_NODE="2(x2)", SLURM_PROCID="3")
+    assert find(four) == ("SLURM", 3, 4, 1, 2, "tcp://gpu03:12007")
+
+
+@pytest.mark.parametrize(
+    ("env", "args"),
+    [
+        ({}, (8, 2)),
+        (TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}, ()),
+        (slurm(SLURM_STEP_NUM_TASKS="1"), (8,)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, ()),  # a batch script, without srun
+        (slurm(SLURM_STEP_TASKS_PER_NODE="1(x2)", SLURM_LOCALID="0"), (8, 2)),
+    ],
+)
+def test_otherwise_detectron2_starts_the_processes(env, args):
+    assert find(env, *args) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "args", "message"),
+    [
+        (TORCHRUN, (2,), "torchrun has started 4 processes and --num-gpus 2"),
+        (slurm(), (2,), "SLURM has started 2 processes and --num-gpus 2"),
+        ({"LOCAL_RANK": "0"}, (), "lacks RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR"),
+        (slurm(SLURM_STEP_TASKS_PER_NODE="1,2"), (), "as many processes on every node"),
+        (slurm(SLURM_STEP_TASKS_PER_NODE="2(x2)", SLURM_LOCALID="0"), (), "in blocks"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(env, args, message):
+    with pytest.raises(ValueError, match=message):
+        find(env, *args)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("a-1,b", "a-1"),
+        ("rack[2-3]node[01-04]-ib,x[1-2]", "rack2node01-ib"),
+    ],
+)
+def test_the_first_host_of_a_slurm_node_list(nodes, host):
+    assert first_host(nodes) == host
