@@ -138,7 +138,7 @@ def test_two_processes_train_and_evaluate_as_one_with_the_same_global_batch(runs
     for step, other in zip(losses, others):
         for name in step:
             print(f"{name:20}{step[name]:12.7f}{other[name]:12.7f}")
-        assert step == pytest.approx(other, abs=1e-4, rel=1e-4)
+        assert step == pytest.approx(other, abs=1e-4, rel=0)
     assert losses[0]["total_loss"] != pytest.approx(losses[2]["total_loss"], abs=1e-2)
     assert_same_weights(one, two)
     print(f"{'mAP':20}{metrics['mAP']:12.7f}{other_metrics['mAP']:12.7f}")

@@ -21,6 +21,7 @@ from .errors import DatasetError, require_path
 from .labels import get_label_policy, image_labels
 
 _CHECK_PATHS = "Check the paths given to register_coco_multilabel."
+_UNUSED = ("segmentation", "keypoints", "area", "coco_url", "flickr_url", "date_captured")
 _FIELDS = {
     "images": {"id": (int, str), "file_name": str, "height": (int, float), "width": (int, float)},
     "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
@@ -105,7 +106,9 @@ def _records(content: dict, image_root: str, id_map: dict[int, int]) -> list[dic
     """Dataset dicts of a checked json, in the order of the image ids."""
     policy = get_label_policy()
     annotations = defaultdict(list)
-    for annotation in content["annotations"]:
+    content["annotations"].reverse()
+    while content["annotations"]:  # taken out one by one, so that the two forms never coexist
+        annotation = content["annotations"].pop()
         annotations[annotation["image_id"]].append(_annotation(annotation, id_map))
     records = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
@@ -152,17 +155,17 @@ def _set_metadata(name: str, classes: list[str], **metadata: Any) -> None:
     vars(meta).update(thing_classes=classes, **metadata)
 
 
-def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
+def _without_unused(entry: dict[str, Any]) -> dict[str, Any]:
     """Drop what is most of a COCO file and what no multi-label model reads."""
-    entry.pop("segmentation", None)
-    entry.pop("keypoints", None)
+    for key in _UNUSED:
+        entry.pop(key, None)
     return entry
 
 
 def _read_json(json_file: str) -> Any:
     try:
         with PathManager.open(json_file, "r", encoding="utf-8") as f:
-            return json.load(f, object_hook=_without_masks)
+            return json.load(f, object_hook=_without_unused)
     except ValueError as e:  # JSONDecodeError, UnicodeDecodeError
         raise DatasetError(
             f"{json_file}: not a complete json file ({e}). Get or write it again."
