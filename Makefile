@@ -1,6 +1,8 @@
 # `make demo` and `make test` each set up all they need, in .venv.
 PYTHON ?= python3
 PY := .venv/bin/python
+# Libraries warn of each other.
+export PYTHONWARNINGS := ignore::FutureWarning
 DEMO_DIR := output/demo-$(shell date +%Y%m%d-%H%M%S)
 REQUIREMENTS := requirements.txt setup.py $(wildcard third_party/detectron2/*.py third_party/detectron2/*.toml)
 

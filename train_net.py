@@ -31,8 +31,9 @@ def setup(args) -> CfgNode:
     set_label_policy(LabelPolicy.from_config(cfg))
     for name, json_file, image_root in args.register_coco:
         register_coco_multilabel(name, json_file, image_root)
-    if not cfg.DATASETS.CLASS_NAMES and cfg.DATASETS.TRAIN:
-        cfg.DATASETS.CLASS_NAMES = class_names(cfg.DATASETS.TRAIN[0])
+    datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
+    if not cfg.DATASETS.CLASS_NAMES and datasets:
+        cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="scnet_d2")
@@ -50,7 +51,7 @@ def main(args):
 
     if not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
-    check_num_classes(cfg)
+    check_num_classes(cfg, eval_only=True)
     model = Trainer.build_model(cfg)
     checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

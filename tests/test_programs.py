@@ -90,7 +90,10 @@ def test_training_on_registered_data_leaves_checkpoints_metrics_and_a_table(trai
 
 def test_evaluating_the_checkpoint_prints_the_same_numbers(trained, root):
     output, text = trained
-    again = train_net(root, output, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth")
+    again = run(  # the training data are not registered: they are not needed
+        "train_net.py", "--eval-only", "--config-file", output / "config.yaml",
+        *own_data(root, "test"), "MODEL.WEIGHTS", output / "model_final.pth", root=root,
+    )  # fmt: skip
     assert printed_metrics(again.stdout) == printed_metrics(text) != []
 
 

@@ -32,14 +32,19 @@ def class_names(dataset_name: str) -> list[str]:
     return list(metadata.thing_classes)
 
 
-def check_num_classes(cfg: CfgNode) -> None:
+def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Stop where a data set, the model's head and `DATASETS.CLASS_NAMES` have other classes.
+
+    Args:
+        cfg: a config with the project's keys.
+        eval_only: the training data need not be at hand and are not looked at.
 
     Raises:
         ValueError: naming the data set and the three numbers, or the first class that differs.
     """
     head, names = cfg.MODEL.ROI_HEADS.NUM_CLASSES, list(cfg.DATASETS.CLASS_NAMES)
-    for dataset in tuple(cfg.DATASETS.TRAIN) + _evaluated(cfg):
+    datasets = tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
+    for dataset in datasets:
         found = class_names(dataset)
         if not len(found) == head == len(names or found):
             raise ValueError(
