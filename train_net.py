@@ -2,6 +2,7 @@
 """Train and evaluate SCNet, or any Detectron2 model, on image-level labels."""
 
 import os
+from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
@@ -21,9 +22,8 @@ def setup(args) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     use_available_device(cfg)
-    if not (args.resume or args.eval_only) and os.path.exists(
-        os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    ):
+    holds_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if holds_run and not (args.resume or args.eval_only):
         raise FileExistsError(
             f"{cfg.OUTPUT_DIR} holds another run; continue it with --resume, or choose a new "
             "folder with: OUTPUT_DIR <folder>"
@@ -35,7 +35,11 @@ def setup(args) -> CfgNode:
     if not cfg.DATASETS.CLASS_NAMES and datasets:
         cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
     cfg.freeze()
+    trained_with = Path(cfg.OUTPUT_DIR, "config.yaml")
+    keep = trained_with.read_bytes() if args.eval_only and holds_run else None
     default_setup(cfg, args)
+    if keep is not None and comm.is_main_process():
+        trained_with.write_bytes(keep)  # how a run was trained, which warn_of_leaks reads, too
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="scnet_d2")
     warn_of_leaks(cfg)
     return cfg

@@ -55,8 +55,8 @@ def use_available_device(cfg: CN) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no GPU found: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
-        logger.warning("no GPU found: SOLVER.AMP.ENABLED becomes False")
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.warning("MODEL.DEVICE is %s: SOLVER.AMP.ENABLED becomes False", cfg.MODEL.DEVICE)
         cfg.SOLVER.AMP.ENABLED = False
 
 

@@ -358,7 +358,7 @@ def test_tool_gives_the_evaluators_numbers_for_its_file(tool, dataset, tmp_path,
 
 
 def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
-    (tmp_path / "scores.csv").write_text(CSV_SCORES)
+    (tmp_path / "scores.csv").write_text(CSV_SCORES, encoding="utf-8-sig")  # as Excel writes it
     (tmp_path / "labels.csv").write_text(CSV_LABELS)
     (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES))
     (tmp_path / "positions.json").write_text(json.dumps(JSON_POSITIONS))
@@ -390,7 +390,10 @@ def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
         ("a.json", "[]", None, "not a list of images"),
         ("a.json", '[{"image_id": 1, "scores": [0.5]}]', None, "no 'labels'"),
         ("a.json", json.dumps([*JSON_NAMES, JSON_POSITIONS[0]]), None, "image a.jpg: class"),
+        ("a.json", json.dumps([JSON_NAMES[0]] * 2), None, "image a.jpg comes twice"),
+        ("a.csv", CSV_SCORES.replace("dog", "cat"), CSV_LABELS, "more than one column of a name"),
         ("a.npz", "not a zip", None, "a.npz"),
+        ("a.npz", "", None, "a.npz"),
         ("a.txt", "", None, "neither .npz, .csv nor .json"),
     ],
 )

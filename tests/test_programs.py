@@ -90,11 +90,13 @@ def test_training_on_registered_data_leaves_checkpoints_metrics_and_a_table(trai
 
 def test_evaluating_the_checkpoint_prints_the_same_numbers(trained, root):
     output, text = trained
+    config = (output / "config.yaml").read_bytes()
     again = run(  # the training data are not registered: they are not needed
         "train_net.py", "--eval-only", "--config-file", output / "config.yaml",
         *own_data(root, "test"), "MODEL.WEIGHTS", output / "model_final.pth", root=root,
     )  # fmt: skip
     assert printed_metrics(again.stdout) == printed_metrics(text) != []
+    assert (output / "config.yaml").read_bytes() == config  # how it was trained
 
 
 def test_resume_goes_on_where_the_run_ended(trained, root):

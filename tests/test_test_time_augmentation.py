@@ -46,6 +46,12 @@ def test_boxes_are_those_of_the_first_size_unflipped():
     assert [o["instances"] for o in outputs] == ["40x80", "80x40"]
 
 
+def test_a_model_without_image_scores_is_refused():
+    model = SCNetWithTTA(lambda inputs: [{"instances": None}], DatasetMapperTTA([20], 1000, False))
+    with pytest.raises(ValueError, match=r"no image_scores.*TEST\.AUG\.ENABLED False"):
+        model([left_white(80, 160)])
+
+
 @pytest.mark.parametrize("arch", ["SCNet", "GeneralizedRCNN"])
 def test_the_trainer_evaluates_with_it_when_the_config_asks(tmp_path, arch):
     generate(str(tmp_path), SceneConfig(sizes=(1, 1, 3)))

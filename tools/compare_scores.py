@@ -66,7 +66,7 @@ def read(path: Path, args: argparse.Namespace) -> ScoreTable:
         check_ids(table)
     except KeyError as error:
         args.error(f"{path}: no {error}")
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         args.error(f"{path}: {error}")
     return table
 

@@ -91,6 +91,10 @@ def read_json(path: Path) -> ScoreTable:
     )
     names = [str(name) for name in classes]
     image_ids = [image.get("image_id") for image in images]
+    named = [image_id for image_id in image_ids if image_id is not None]
+    if len(set(named)) < len(named):
+        repeated = next(image_id for image_id in named if named.count(image_id) > 1)
+        raise ValueError(f"image {repeated} comes twice")
     return ScoreTable(
         np.array(scores, dtype=float), np.array(labels), np.array(ignored), names, image_ids
     )
@@ -135,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
             results[str(path)] = evaluate(table, threshold, args.top_k)
         except KeyError as error:
             parser.error(f"{path}: no {error}")
-        except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
             parser.error(f"{path}: {error}")
         if not args.json:
             print(f"{path}: {len(table.scores)} images, {len(table.class_names)} classes\n")
@@ -166,11 +170,13 @@ def to_json(results: dict[str, dict[str, float]]) -> str:
 
 def _read_csv_rows(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     """Class names, and the values of each image by its id."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a BOM
         reader = csv.reader(file)
         header = next(reader, [])
         if header[:1] != ["image_id"] or len(header) < 2:
             raise ValueError(f"{path}'s first line must be image_id,<class>,..., got {header}")
+        if len(set(header)) < len(header):
+            raise ValueError(f"{path} has more than one column of a name: {header}")
         rows: dict[str, list[float]] = {}
         for image_id, *values in filter(None, reader):
             if len(values) != len(header) - 1 or image_id in rows:

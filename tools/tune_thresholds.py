@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         save_thresholds(args.output, thresholds, class_names, source=str(args.file))
     except KeyError as error:
         parser.error(f"{args.file}: no {error}")
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         parser.error(f"{args.file}: {error}")
     after = multilabel_metrics(scores, labels, ignored, threshold=thresholds)
     body = [["0.5", *(before[k] for k in KEYS)], ["tuned", *(after[k] for k in KEYS)]]

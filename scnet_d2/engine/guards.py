@@ -1,4 +1,4 @@
-"""Checks of a config that take no time and come before hours of training."""
+"""Checks of a config that take seconds and come before hours of training."""
 
 import logging
 import os
@@ -59,6 +59,17 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
                 "DATASETS.CLASS_NAMES: scores would count for the wrong class; use a data set "
                 "with the same classes in the same order, or correct DATASETS.CLASS_NAMES"
             )
+
+
+def check_evaluation_data(cfg: CfgNode) -> None:
+    """Load the evaluation data once: what is wrong with them stops before training, not after it.
+
+    Raises:
+        DatasetError: if one of the project's data sets is absent or broken.
+    """
+    for dataset in dict.fromkeys(_evaluated(cfg)):
+        if dataset not in cfg.DATASETS.TRAIN:
+            DatasetCatalog.get(dataset)
 
 
 def warn_of_leaks(cfg: CfgNode) -> None:

@@ -1,7 +1,11 @@
 """Hooks that Detectron2 has, with what is missing in them."""
 
+import os
+
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 
@@ -9,7 +13,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's hook, but `last_checkpoint` keeps naming the last checkpoint.
 
     Detectron2's own marks the best checkpoint as the last one, and `--resume` would go on from it.
-    The best checkpoint here has the weights alone.
+    The best checkpoint here has the weights and their metric: a resumed run replaces it only with a
+    better one, while Detectron2's own forgets the metric.
     """
 
     def __init__(self, eval_period: int, model: nn.Module, output_dir: str, val_metric: str):
@@ -20,9 +25,23 @@ class BestCheckpointer(hooks.BestCheckpointer):
             output_dir: where `model_best.pth` is written.
             val_metric: name of the scalar that is to be largest.
         """
-        super().__init__(eval_period, _UntaggedCheckpointer(model, output_dir), val_metric)
+        checkpointer = _UntaggedCheckpointer(model, output_dir)
+        checkpointer.val_metric = val_metric
+        super().__init__(eval_period, checkpointer, val_metric)
+
+    def before_train(self) -> None:
+        """Take over the best metric of the run that is resumed."""
+        path = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
+        if self.trainer.start_iter > 0 and os.path.isfile(path):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.best_metric, self.best_iter = saved.get(self._val_metric), saved.get("iteration")
 
 
 class _UntaggedCheckpointer(DetectionCheckpointer):
+    def save(self, name: str, **kwargs) -> None:
+        """Save the weights and the metric that they were chosen by."""
+        value, _ = get_event_storage().latest()[self.val_metric]
+        super().save(name, **kwargs, **{self.val_metric: value})
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Leave `last_checkpoint` as it is."""

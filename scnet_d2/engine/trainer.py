@@ -20,10 +20,11 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 from ..checkpoint import SCNetCheckpointer
-from ..data import MultiLabelDatasetMapper, context_scenes
+from ..data import MultiLabelDatasetMapper, context_scenes, get_label_policy
+from ..data.labels import image_labels
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
-from .guards import check_num_classes, class_names
+from .guards import check_evaluation_data, check_num_classes, class_names
 from .hooks import BestCheckpointer
 
 
@@ -36,9 +37,11 @@ class Trainer(DefaultTrainer):
             cfg: a config with the project's keys.
 
         Raises:
-            ValueError: if the number of classes of the model and of a data set differ.
+            ValueError: if the number of classes of the model and of a data set differ, or the
+                evaluation data cannot be loaded.
         """
         check_num_classes(cfg)
+        check_evaluation_data(cfg)
         super().__init__(cfg)
 
     @classmethod
@@ -155,9 +158,12 @@ def _class_groups(cfg: CfgNode, dataset_name: str) -> dict[str, list[str]]:
             for i, name in enumerate(MetadataCatalog.get(dataset_name).thing_classes)
             if images[i] >= cfg.TEST.MIN_TRAIN_IMAGES
         ]
-    return groups
+    return {group: names for group, names in groups.items() if names}
 
 
 def _image_labels(dataset_name: str) -> Iterator[int]:
     for dataset_dict in DatasetCatalog.get(dataset_name):
-        yield from dataset_dict["image_labels"]
+        if "image_labels" in dataset_dict:
+            yield from dataset_dict["image_labels"]
+        else:  # Detectron2's own data sets have boxes alone
+            yield from image_labels(dataset_dict["annotations"], get_label_policy())[0]

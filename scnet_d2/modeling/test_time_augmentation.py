@@ -28,11 +28,20 @@ class SCNetWithTTA(nn.Module):
         self.tta_mapper = tta_mapper
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """Predictions in SCNet's inference format, one for each image."""
+        """Predictions in SCNet's inference format, one for each image.
+
+        Raises:
+            ValueError: if the model's output has no `image_scores`.
+        """
         return [self._predict(x) for x in batched_inputs]
 
     def _predict(self, x: dict) -> dict:
         outputs = [self.model([view])[0] for view in self.tta_mapper(x)]  # sizes differ: one by one
+        if "image_scores" not in outputs[0]:
+            raise ValueError(
+                f"{type(self.model).__name__} gives no image_scores to average over the views: set "
+                "TEST.AUG.ENABLED False"
+            )
         scores = torch.stack([o["image_scores"] for o in outputs])  # (V, C)
         return outputs[0] | {"image_scores": scores.mean(dim=0)}
 
