@@ -2,7 +2,6 @@
 """Train and evaluate SCNet, or any Detectron2 model, on image-level labels."""
 
 import os
-from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
@@ -22,8 +21,7 @@ def setup(args) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     use_available_device(cfg)
-    holds_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if holds_run and not (args.resume or args.eval_only):
+    if _holds_run(cfg.OUTPUT_DIR) and not (args.resume or args.eval_only):
         raise FileExistsError(
             f"{cfg.OUTPUT_DIR} holds another run; continue it with --resume, or choose a new "
             "folder with: OUTPUT_DIR <folder>"
@@ -35,14 +33,27 @@ def setup(args) -> CfgNode:
     if not cfg.DATASETS.CLASS_NAMES and datasets:
         cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
     cfg.freeze()
-    trained_with = Path(cfg.OUTPUT_DIR, "config.yaml")
-    keep = trained_with.read_bytes() if args.eval_only and holds_run else None
-    default_setup(cfg, args)
-    if keep is not None and comm.is_main_process():
-        trained_with.write_bytes(keep)  # how a run was trained, which warn_of_leaks reads, too
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="scnet_d2")
+    log_dir = _log_dir(cfg, args.eval_only)
+    log_cfg = cfg.clone()
+    log_cfg.defrost()
+    log_cfg.OUTPUT_DIR = log_dir
+    default_setup(log_cfg, args)
+    setup_logger(log_dir, distributed_rank=comm.get_rank(), name="scnet_d2")
     warn_of_leaks(cfg)
     return cfg
+
+
+def _log_dir(cfg: CfgNode, eval_only: bool) -> str:
+    """Where log and config.yaml go: an evaluation leaves those of the training run as they are.
+
+    The config.yaml of a run tells what its weights were trained on (`warn_of_leaks`).
+    """
+    of_a_run = eval_only and _holds_run(cfg.OUTPUT_DIR)
+    return os.path.join(cfg.OUTPUT_DIR, "inference") if of_a_run else cfg.OUTPUT_DIR
+
+
+def _holds_run(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, "last_checkpoint"))
 
 
 def main(args):

@@ -120,6 +120,14 @@ def test_box_head_stays_out_where_the_config_says_so(tmp_path):
     assert "INIT_TRUNK_FROM_DETECTOR" in report.left_out["roi_heads.box_head.fc1.weight"]
 
 
+def test_box_head_of_other_layers_is_left_out_under_its_own_name(tmp_path):
+    state = detector().state_dict() | {"roi_heads.box_head.0.fc1.weight": torch.ones(2)}
+    torch.save({"model": state}, tmp_path / "cascade.pth")
+    report = load(scnet(), tmp_path / "cascade.pth")
+    assert report.left_out["roi_heads.box_head.0.fc1.weight"] == "the model has no such tensor"
+    assert not [n for n in report.left_out if n.startswith(("object_head", "context_head"))]
+
+
 def test_single_branch_takes_the_trunk_it_has(tmp_path):
     source, model = detector(AGNOSTIC, True), scnet("MODEL.SCNET.OBJECT.ENABLED", False)
     report = load(model, zoo_file(tmp_path / "zoo.pkl", source))
@@ -335,6 +343,26 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, name):
 def test_only_the_listed_globals_are_found(tmp_path, payload):
     (tmp_path / "x.pkl").write_bytes(payload)
     with pytest.raises(UnsafeCheckpointError, match=r"refused"):
+        read_checkpoint(str(tmp_path / "x.pkl"))
+
+
+POINTERS = (  # dtype('O') whose flags deny that it holds objects, and eight bytes for an address
+    b"cnumpy\ndtype\n(\x8c\x02O8\x89\x88tR(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+    b"C\x08AAAAAAAA",
+)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"cnumpy.core.multiarray\nscalar\n(" + b"".join(POINTERS) + b"tR.",
+        b"cbuiltins\nset\n(cnumpy.core.numeric\n_frombuffer\n("
+        + b"".join(reversed(POINTERS)) + b"K\x01\x85\x8c\x01CtRtR.",
+    ],
+)  # fmt: skip
+def test_bytes_are_never_read_as_addresses_of_objects(tmp_path, payload):
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + payload)
+    with pytest.raises(CheckpointError, match=r"x\.pkl .*array or scalar of object"):
         read_checkpoint(str(tmp_path / "x.pkl"))
 
 

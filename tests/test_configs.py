@@ -171,6 +171,8 @@ def test_the_lazy_twin_has_the_same_data_and_solver(twins):
         assert optimizer.defaults[key] == ours.defaults[key]
     assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
     assert lazy.train.amp.enabled == cfg.SOLVER.AMP.ENABLED
+    assert lazy.train.eval_period == cfg.TEST.EVAL_PERIOD
+    assert lazy.train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
     assert lazy.model.pixel_std == cfg.MODEL.PIXEL_STD
     assert (lazy.dataloader.train.dataset.names,) == cfg.DATASETS.TRAIN
     assert (lazy.dataloader.test.dataset.names,) == cfg.DATASETS.TEST

@@ -6,8 +6,9 @@ import pytest
 from conftest import small_config
 from detectron2.data import MetadataCatalog
 
+from scnet_d2.data import DatasetError
 from scnet_d2.data.context_scenes import CLASSES
-from scnet_d2.engine import check_num_classes, warn_of_leaks
+from scnet_d2.engine import check_evaluation_data, check_num_classes, warn_of_leaks
 
 ZOO = "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088.pkl"
 
@@ -50,6 +51,17 @@ def test_the_config_beside_the_weights_tells_what_they_were_trained_on(caplog, t
     assert str(tmp_path / "config.yaml") in message
 
 
+def test_the_weights_of_earlier_runs_are_followed(caplog, tmp_path):
+    for name, weights in (("first", f"detectron2://{ZOO}"), ("second", "first/model_final.pth")):
+        (tmp_path / name).mkdir()
+        path = weights if "://" in weights else tmp_path / weights
+        (tmp_path / name / "config.yaml").write_text(f"MODEL:\n  WEIGHTS: {path}\n")
+        (tmp_path / name / "model_final.pth").touch()
+    weights = f"{tmp_path / 'second' / 'model_final.pth'}?matching_heuristics=True"
+    (message,) = leaks(caplog, ("coco_2014_val_multilabel",), weights)
+    assert str(tmp_path / "first" / "config.yaml") in message
+
+
 @pytest.mark.parametrize(
     ("test", "weights", "train"),
     [
@@ -61,6 +73,13 @@ def test_the_config_beside_the_weights_tells_what_they_were_trained_on(caplog, t
 )
 def test_separate_data_do_not_warn(caplog, test, weights, train):
     assert not leaks(caplog, (test,), weights, train)
+
+
+@pytest.mark.parametrize("name", ["coco_2014_val_multilabel", "voc_2007_test_multilabel"])
+def test_absent_evaluation_data_stop_before_training(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError, match=f"{tmp_path}.*does not exist"):
+        check_evaluation_data(small_config("DATASETS.VAL", (), "DATASETS.TEST", (name,)))
 
 
 def test_three_disagreeing_numbers_of_classes_are_named():

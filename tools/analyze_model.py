@@ -138,7 +138,8 @@ def recipe(cfg: CfgNode, cost: Cost, args: argparse.Namespace) -> str:
         cost: of the model for one training image.
         args: of the command line.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH / (cfg.SOLVER.REFERENCE_WORLD_SIZE or 1)
+    gpus = cfg.SOLVER.REFERENCE_WORLD_SIZE or 1
+    images = cfg.SOLVER.IMS_PER_BATCH / gpus
     flop = 2 * 3 * images * cost.macs
     seconds = flop / (args.gpu_tflops * 1e12 * args.utilisation)
     weights = cost.parameters * (4 + 4 + 4) / 2**30
@@ -152,8 +153,7 @@ def recipe(cfg: CfgNode, cost: Cost, args: argparse.Namespace) -> str:
         f"(forward, and twice as much backward) = {flop / 1e12:.2f} TFLOP; / "
         f"({args.gpu_tflops:g} TFLOP/s x {args.utilisation:g}) = {seconds:.2f} s",
         f"training = {cfg.SOLVER.MAX_ITER:,} iterations x {seconds:.2f} s = "
-        f"{cfg.SOLVER.MAX_ITER * seconds / 3600:.1f} h on {cfg.SOLVER.REFERENCE_WORLD_SIZE} "
-        "GPUs",
+        f"{cfg.SOLVER.MAX_ITER * seconds / 3600:.1f} h on {gpus} GPU{'s' * (gpus > 1)}",
     ]
     return "\n".join(textwrap.fill(x, 96, subsequent_indent="    ") for x in lines)
 

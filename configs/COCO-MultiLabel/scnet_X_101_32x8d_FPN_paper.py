@@ -140,3 +140,4 @@ train = get_config("common/train.py").train
 train.init_checkpoint = "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl"
 train.output_dir = "output/COCO-MultiLabel/scnet_X_101_32x8d_FPN_paper_lazy"
 train.amp.enabled = True
+train.eval_period = 0  # at the end alone; 40,504 images every 5,000 iterations otherwise

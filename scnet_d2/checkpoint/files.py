@@ -56,23 +56,54 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_ARRAY_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_SCALAR_RECONSTRUCT = np.float64(0).__reduce__()[0]
-_ARRAY_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+class _NumericDtype:
+    """Stands for a numpy dtype: numpy's own takes flags that have bytes read as pointers."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biufc":
+            raise pickle.UnpicklingError(f"array or scalar of {self.dtype}, which is no number")
+
+    def __setstate__(self, state: tuple):
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _NumericArray(np.ndarray):
+    """A numpy array while it is unpickled."""
+
+    def __setstate__(self, state: tuple):
+        *_, shape, dtype, fortran, data = state
+        super().__setstate__((1, shape, dtype.dtype, fortran, data))
+
+
+def _new_array(subtype: type, shape: tuple, code: bytes) -> _NumericArray:
+    return _NumericArray(0, "b")
+
+
+def _new_scalar(dtype: _NumericDtype, data: bytes | str) -> np.generic:
+    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
+def _array_from_buffer(data, dtype: _NumericDtype, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("_codecs", "encode"): _encode_latin1,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _NumericArray,
+    ("numpy", "dtype"): _NumericDtype,
     # numpy 1 writes "core", numpy 2 "_core"
-    ("numpy.core.multiarray", "_reconstruct"): _ARRAY_RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _ARRAY_RECONSTRUCT,
-    ("numpy.core.multiarray", "scalar"): _SCALAR_RECONSTRUCT,
-    ("numpy._core.multiarray", "scalar"): _SCALAR_RECONSTRUCT,
-    ("numpy.core.numeric", "_frombuffer"): _ARRAY_FROM_BUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _ARRAY_FROM_BUFFER,
+    ("numpy.core.multiarray", "_reconstruct"): _new_array,
+    ("numpy._core.multiarray", "_reconstruct"): _new_array,
+    ("numpy.core.multiarray", "scalar"): _new_scalar,
+    ("numpy._core.multiarray", "scalar"): _new_scalar,
+    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
 }
 
 

@@ -79,6 +79,8 @@ def convert_detector(
             )
         else:
             continue
+        if not why and not any(target in model_state for target in targets):
+            continue  # a box head of other layers: reported under its own name
         tensor = state.pop(name)
         if why:
             conversion.left_out[name] = why

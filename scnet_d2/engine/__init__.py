@@ -1,7 +1,14 @@
 """Training and evaluation of SCNet."""
 
-from .guards import check_num_classes, class_names, warn_of_leaks
+from .guards import check_evaluation_data, check_num_classes, class_names, warn_of_leaks
 from .launch import launch
 from .trainer import Trainer
 
-__all__ = ["Trainer", "check_num_classes", "class_names", "launch", "warn_of_leaks"]
+__all__ = [
+    "Trainer",
+    "check_evaluation_data",
+    "check_num_classes",
+    "class_names",
+    "launch",
+    "warn_of_leaks",
+]

@@ -77,7 +77,7 @@ def warn_of_leaks(cfg: CfgNode) -> None:
 
     Known are the names in `DATASETS.TRAIN`, `MODEL.WEIGHTS` of a model zoo (as an address or a
     path with its names), and both of them in the config.yaml beside a file of weights, which every
-    training run leaves.
+    training run leaves; that run's own weights are followed in the same way.
     """
     for evaluated in _evaluated(cfg):
         for origin, seen in _seen(cfg):
@@ -101,14 +101,19 @@ def _both(seen: str, evaluated: str, train: str, test: str) -> bool:
 
 def _seen(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Where training data are named, and the name of each."""
-    weights, train = cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN
-    yield from _sources("this config", weights, train)
-    run = os.path.join(os.path.dirname(weights), "config.yaml")
-    if os.path.isfile(weights) and os.path.isfile(run):
+    where, weights, train = "this config", cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN
+    visited = set()
+    while where not in visited:
+        yield from _sources(where, weights, train)
+        visited.add(where)
+        weights = (weights or "").partition("?")[0]
+        run = os.path.join(os.path.dirname(weights), "config.yaml")
+        if not (os.path.isfile(weights) and os.path.isfile(run)):
+            return
         with open(run, encoding="utf-8") as f:
             earlier = {"MODEL": {}, "DATASETS": {}} | (yaml.safe_load(f) or {})
         weights, train = earlier["MODEL"].get("WEIGHTS"), earlier["DATASETS"].get("TRAIN", ())
-        yield from _sources(run, weights, train)
+        where = run
 
 
 def _sources(where: str, weights: str, train: tuple[str, ...]) -> Iterator[tuple[str, str]]:
