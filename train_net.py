@@ -10,7 +10,12 @@ from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import add_scnet_config, use_available_device
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import LabelPolicy, register_coco_multilabel, set_label_policy
+from scnet_d2.data import (
+    LabelPolicy,
+    add_register_coco_argument,
+    register_coco_arguments,
+    set_label_policy,
+)
 from scnet_d2.engine import Trainer, check_num_classes, class_names, launch, warn_of_leaks
 
 
@@ -27,8 +32,7 @@ def setup(args) -> CfgNode:
             "folder with: OUTPUT_DIR <folder>"
         )
     set_label_policy(LabelPolicy.from_config(cfg))
-    for name, json_file, image_root in args.register_coco:
-        register_coco_multilabel(name, json_file, image_root)
+    register_coco_arguments(args)
     datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.CLASS_NAMES and datasets:
         cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
@@ -76,14 +80,7 @@ def main(args):
 def argument_parser():
     """Detectron2's arguments and --register-coco."""
     parser = default_argument_parser()
-    parser.add_argument(
-        "--register-coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register a COCO-format json as a multi-label data set (repeatable)",
-    )
+    add_register_coco_argument(parser)
     return parser
 
 

@@ -24,7 +24,6 @@ from scnet_d2.data.context_scenes import (
     contact_sheet,
     context_blind_scores,
     generate,
-    prevalence_scores,
     render_scene,
 )
 
@@ -287,11 +286,6 @@ def test_the_apron_of_a_cue_gap_is_grey():
 
 
 # ---- Bounds and pictures ------------------------------------------------------------------------
-
-
-def test_prevalence_scores_repeat_the_share_of_the_training_images():
-    labels = np.array([[1, 0], [1, 0], [0, 0], [1, 1]], bool)
-    np.testing.assert_allclose(prevalence_scores(labels, 3), [[0.75, 0.25]] * 3)
 
 
 def as_dict(*names):

@@ -22,7 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from scnet_d2.data import DatasetError, register_coco_multilabel
+from scnet_d2.data import DatasetError, add_register_coco_argument, register_coco_arguments
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -199,14 +199,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="also read the header of every image, or decode it",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
-    parser.add_argument(
-        "--register-coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register and check a COCO-format json (repeatable)",
-    )
+    add_register_coco_argument(parser)
     return parser
 
 
@@ -214,9 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Check the data sets; returns the exit code."""
     args = argument_parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for name, json_file, image_root in args.register_coco:
-        register_coco_multilabel(name, json_file, image_root)
-    names = args.names + [name for name, *_ in args.register_coco] or built_in()
+    names = args.names + register_coco_arguments(args) or built_in()
     problems = [p for name in names for p in check(name, args.images, args.workers)]
     if not names:
         problems = ["no built-in data set is there: set DETECTRON2_DATASETS (datasets/README.md)"]

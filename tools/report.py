@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--images", metavar="N", type=int, default=6, help="images in a gallery, default: 6"
     )
     args = parser.parse_args(arguments)
+    if args.images < 0:
+        parser.error(f"--images must be at least 0, got {args.images}")
     try:
         path = write_html_report(
             args.run_dir, args.output, dataset=args.dataset, gallery_size=args.images

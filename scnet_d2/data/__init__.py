@@ -4,7 +4,11 @@ Importing this package registers the built-in data sets.
 """
 
 from . import builtin  # noqa: F401 (imported for registration only)
-from .coco import register_coco_multilabel
+from .coco import (
+    add_register_coco_argument,
+    register_coco_arguments,
+    register_coco_multilabel,
+)
 from .dataset_mapper import MultiLabelDatasetMapper
 from .errors import DatasetError
 from .labels import LabelPolicy, get_label_policy, set_label_policy
@@ -13,7 +17,9 @@ __all__ = [
     "DatasetError",
     "LabelPolicy",
     "MultiLabelDatasetMapper",
+    "add_register_coco_argument",
     "get_label_policy",
+    "register_coco_arguments",
     "register_coco_multilabel",
     "set_label_policy",
 ]

@@ -7,6 +7,7 @@ polygons out while reading takes about a third of its memory on val2014.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections import defaultdict
@@ -50,6 +51,25 @@ def register_coco_multilabel(
     MetadataCatalog.pop(name, None)  # left behind by DatasetCatalog.remove(name)
     MetadataCatalog.get(name).set(**paths, evaluator_type="multilabel")
     DatasetCatalog.register(name, lambda: load_coco_multilabel(**paths, dataset_name=name))
+
+
+def add_register_coco_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --register-coco NAME JSON IMAGE_ROOT (repeatable); see `register_coco_arguments`."""
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register a COCO-format json as a multi-label data set (repeatable)",
+    )
+
+
+def register_coco_arguments(args: argparse.Namespace) -> list[str]:
+    """Register what --register-coco named, in this process; returns the names."""
+    for name, json_file, image_root in args.register_coco:
+        register_coco_multilabel(name, json_file, image_root)
+    return [name for name, *_ in args.register_coco]
 
 
 def _require_same(name: str, paths: dict[str, str]) -> None:

@@ -54,7 +54,6 @@ __all__ = [
     "context_blind_scores",
     "ensure_generated",
     "generate",
-    "prevalence_scores",
     "render_scene",
 ]
 
@@ -661,19 +660,6 @@ def _to_coco(config: SceneConfig, images: Sequence[dict]) -> dict:
 
 
 # ---- Bounds -------------------------------------------------------------------------------------
-
-
-def prevalence_scores(labels_train: np.ndarray, num_images: int) -> np.ndarray:
-    """Scores that look at no image: the share of the training images that hold each class.
-
-    Args:
-        labels_train: (N, C) bool.
-        num_images: M.
-
-    Returns:
-        (M, C) float scores in [0, 1].
-    """
-    return np.tile(np.asarray(labels_train, float).mean(axis=0), (num_images, 1))
 
 
 def _counts(dicts: Sequence[dict]) -> np.ndarray:
