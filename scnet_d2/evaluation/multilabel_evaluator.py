@@ -110,7 +110,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 raise ValueError(f"image {file_name} of {self._dataset_name}: {error}") from error
             self._image_ids.append(dataset_dict["image_id"])
             self._scores.append(scores)
-            self._evidence.append(_evidence(output, scores))
+            self._evidence.append(_evidence(output if self._output_dir else {}, scores))
 
     def evaluate(self) -> OrderedDict | None:
         """Computes the metrics over all processes, logs them, and saves the scores.
@@ -252,6 +252,7 @@ def image_scores(output: dict[str, Any], num_classes: int) -> np.ndarray:
 
 
 def _evidence(output: dict[str, Any], scores: np.ndarray) -> np.ndarray:
+    """Rows of `label_evidence`; none where there are no boxes, or nothing is going to be saved."""
     if "instances" in output:
         return label_evidence(output["instances"], scores)
     return np.zeros((0, 9), dtype=np.float32)
