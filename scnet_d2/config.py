@@ -20,6 +20,8 @@ def add_scnet_config(cfg: CN) -> None:
 
     # Optimizer: "SGD" (Detectron2's own builder) or "AdamW" (SOLVER.BASE_LR, SOLVER.WEIGHT_DECAY).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Mixed precision in bfloat16 on a CPU that has it (SOLVER.AMP.ENABLED is for GPUs alone).
+    cfg.SOLVER.AMP.CPU = False
 
     # Evaluated every TEST.EVAL_PERIOD iterations; the best checkpoint is chosen on the first one.
     # Empty: DATASETS.TEST is evaluated instead and no checkpoint is chosen, for that would be
@@ -98,3 +100,7 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.AGGREGATION.TOPK = 3
     # Sharpness of logsumexp: 0 tends to the mean over the boxes, infinity to the maximum.
     cfg.MODEL.SCNET.AGGREGATION.SHARPNESS = 10.0
+
+    cfg.MODEL.IMAGE_LABELER = CN()
+    # Feature map that the meta-architecture ImageLabeler pools over the whole image.
+    cfg.MODEL.IMAGE_LABELER.IN_FEATURE = "res5"

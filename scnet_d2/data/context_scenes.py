@@ -131,17 +131,22 @@ class SceneConfig:
             (and heights); a class-neutral apron lies between. At 0 the surface touches the box.
         misplaced: share of the object groups outside the pairs that lie on a surface where they
             do not belong.
+        max_pair_size: most px of a pair object's longer side. A wide cue_gap leaves room for small
+            objects alone: sets to be compared over gaps need one small limit.
     """
 
     seed: int = 1
     sizes: tuple[int, int, int] = (2000, 500, 500)
     cue_gap: float = 0.0
     misplaced: float = 0.05
+    max_pair_size: int = DIFFICULTY["pair_size"][1]
 
     def describe(self) -> dict:
         """The JSON `info` block: everything that decides the pixels."""
         info = {"description": "Context Scenes", "version": VERSION, **asdict(self)}
-        return json.loads(json.dumps({**info, "difficulty": DIFFICULTY}))
+        pair_size = DIFFICULTY["pair_size"][0], info.pop("max_pair_size")
+        info["difficulty"] = {**DIFFICULTY, "pair_size": pair_size}
+        return json.loads(json.dumps(info))
 
 
 @dataclass(frozen=True)
@@ -339,9 +344,11 @@ def _find_place(
     return tuple(corner[fits.argmax()].tolist()) if fits.any() else None
 
 
-def _place_pair_object(scene: _Scene, cell: int, aprons: np.ndarray, gap: float) -> None:
+def _place_pair_object(
+    scene: _Scene, cell: int, aprons: np.ndarray, gap: float, high: float
+) -> None:
     """Put one object of the scene's pair into a cell, smaller where there is no room."""
-    low, high = DIFFICULTY["pair_size"]
+    low = DIFFICULTY["pair_size"][0]
     longer, aspect = log_uniform(scene.rng, low, high), log_uniform(scene.rng, 0.6, 1 / 0.6)
     place = None
     while place is None and longer >= low:
@@ -366,7 +373,7 @@ def _add(scene: _Scene, item: _Object) -> None:
     scene.objects.append(item)
 
 
-def _place_pairs(scene: _Scene, gap: float) -> None:
+def _place_pairs(scene: _Scene, gap: float, max_size: float) -> None:
     """Pair objects and their occluders: the first to be placed, so that nothing bears on them."""
     rng = scene.rng
     if rng.random() > DIFFICULTY["pair_rate"]:
@@ -376,7 +383,7 @@ def _place_pairs(scene: _Scene, gap: float) -> None:
     aprons = np.zeros(scene.shape, bool)
     cell = rng.choice(cells)
     for _ in range(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12])):
-        _place_pair_object(scene, cell, aprons, gap)
+        _place_pair_object(scene, cell, aprons, gap, max_size)
         cell = cell if rng.random() < 0.5 else rng.choice(cells)
     for item in scene.objects:
         scene.front_occluders += _occluder(scene, item)
@@ -497,7 +504,7 @@ def render_scene(config: SceneConfig, split: str, index: int) -> tuple[np.ndarra
 
 def _compose(scene: _Scene, config: SceneConfig) -> np.ndarray:
     """Fill the scene with objects and draw it, (H, W, 3) float32."""
-    _place_pairs(scene, config.cue_gap)
+    _place_pairs(scene, config.cue_gap, config.max_pair_size)
     image = _background(scene)
     _scatter_clutter(scene, image)
     _place_companions(scene, image, config.misplaced)

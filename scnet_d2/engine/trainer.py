@@ -45,6 +45,15 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """The model; with `SOLVER.AMP.CPU` it runs in bfloat16 where that is safe."""
+        model = super().build_model(cfg)
+        if cfg.SOLVER.AMP.CPU and cfg.MODEL.DEVICE == "cpu":
+            model = model.to(memory_format=torch.channels_last)
+            model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """Loader of `DATASETS.TRAIN`."""
         return build_detection_train_loader(cfg, mapper=MultiLabelDatasetMapper(cfg, is_train=True))
