@@ -100,6 +100,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.AGGREGATION.TOPK = 3
     # Sharpness of logsumexp: 0 tends to the mean over the boxes, infinity to the maximum.
     cfg.MODEL.SCNET.AGGREGATION.SHARPNESS = 10.0
+    # Weight of loss_image_label, on the aggregated scores of an image's sampled boxes; 0: none.
+    cfg.MODEL.SCNET.AGGREGATION.LOSS_WEIGHT = 0.0
 
     cfg.MODEL.IMAGE_LABELER = CN()
     # Feature map that the meta-architecture ImageLabeler pools over the whole image.

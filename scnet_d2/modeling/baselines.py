@@ -50,7 +50,7 @@ class ImageLabeler(nn.Module):
         shape, in_feature = backbone.output_shape(), cfg.MODEL.IMAGE_LABELER.IN_FEATURE
         if in_feature not in shape:
             raise ValueError(
-                f"MODEL.IMAGE_LABELER.IN_FEATURE is '{in_feature}'; the backbone gives {list(shape)}"
+                f"MODEL.IMAGE_LABELER.IN_FEATURE is '{in_feature}', the backbone has {list(shape)}"
             )
         return {
             "backbone": backbone,

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn import functional as F
 
 from .aggregation import LabelAggregator
 from .context_boxes import context_label_targets, expand_boxes, object_label_targets
@@ -42,6 +43,7 @@ class SCNet(nn.Module):
         expansion_ratio: float,
         label_iou: float,
         label_coverage: float,
+        image_loss_weight: float = 0.0,
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
@@ -59,6 +61,7 @@ class SCNet(nn.Module):
             expansion_ratio: side of a context box / side of its tight box.
             label_iou: least IoU of a tight box with an object whose label it carries.
             label_coverage: least share of an object inside a context box that carries its label.
+            image_loss_weight: weight of `loss_image_label`, on the scores of the image; 0: none.
             score_thresh: least label score of a detection.
             nms_thresh: IoU above which a detection suppresses weaker ones of the same class.
             detections_per_image: most detections of an image.
@@ -81,6 +84,7 @@ class SCNet(nn.Module):
         self.expansion_ratio = expansion_ratio
         self.label_iou = label_iou
         self.label_coverage = label_coverage
+        self.image_loss_weight = image_loss_weight
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
@@ -102,6 +106,7 @@ class SCNet(nn.Module):
             "expansion_ratio": scnet.CONTEXT.EXPANSION_RATIO,
             "label_iou": scnet.OBJECT.LABEL_IOU,
             "label_coverage": scnet.CONTEXT.LABEL_COVERAGE,
+            "image_loss_weight": scnet.AGGREGATION.LOSS_WEIGHT,
             "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -150,7 +155,10 @@ class SCNet(nn.Module):
             context = self.expand(tight, images.image_sizes)
             context_logits = self.context_head(features, context)
             losses |= self._context_losses(context_logits, context, targets, counted, num_boxes)
-        self._log_image_scores(object_logits, context_logits, proposals)
+        image_scores = self._image_scores(object_logits, context_logits, proposals)
+        if self.image_loss_weight:
+            losses["loss_image_label"] = self._image_loss(image_scores, batched_inputs)
+        self._log_image_scores(image_scores.detach())
         return losses
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
@@ -268,13 +276,25 @@ class SCNet(nn.Module):
             f"{branch}_head/labels_per_box", labels.sum().item() / max(len(labels), 1)
         )
 
-    @torch.no_grad()
-    def _log_image_scores(self, object_logits, context_logits, proposals) -> None:
+    def _image_scores(self, object_logits, context_logits, proposals) -> torch.Tensor:
+        """(N, C) scores of the images from their sampled proposals."""
         patch_confidence = cat([p.objectness_logits for p in proposals]).sigmoid()
         scores = self.aggregator.fuse(object_logits, context_logits, patch_confidence)
-        images = torch.stack(
-            [self.aggregator(s) for s in scores.split([len(p) for p in proposals])]
-        )
+        return torch.stack([self.aggregator(s) for s in scores.split([len(p) for p in proposals])])
+
+    def _image_loss(self, scores: torch.Tensor, batched_inputs: list[dict]) -> torch.Tensor:
+        """Binary cross-entropy, summed over classes and averaged over images."""
+        targets = torch.zeros_like(scores)
+        counted = torch.ones_like(scores)
+        for target, row, x in zip(targets, counted, batched_inputs):
+            target[list(x["image_labels"])] = 1
+            row[list(x.get("ignored_labels", ()))] = 0
+        with torch.autocast(scores.device.type, enabled=False):  # it refuses half precision
+            loss = F.binary_cross_entropy(scores, targets, weight=counted, reduction="sum")
+        return loss * (self.image_loss_weight / len(scores))
+
+    @staticmethod
+    def _log_image_scores(images: torch.Tensor) -> None:
         storage = get_event_storage()
         storage.put_scalar("image_scores/mean", images.mean().item())
         storage.put_scalar("image_scores/max", images.amax(dim=1).mean().item())
