@@ -7,7 +7,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import nn
 
-from .label_predictor import LabelPredictor
+from .label_predictor import LabelPredictor, image_label_targets
 
 __all__ = ["ImageLabeler"]
 
@@ -75,7 +75,9 @@ class ImageLabeler(nn.Module):
         images = self.preprocess_image(batched_inputs)
         logits = self.label_predictor(self.pool(self.backbone(images.tensor), images))
         if self.training:
-            return {"loss_image_label": self._loss(logits, batched_inputs)}
+            targets, counted = image_label_targets(batched_inputs, logits)
+            loss = self.label_predictor.loss(logits, targets, counted, len(logits))
+            return {"loss_image_label": loss}
         return [{"image_scores": scores} for scores in logits.float().sigmoid()]
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
@@ -94,12 +96,3 @@ class ImageLabeler(nn.Module):
                 for x, (h, w) in zip(feature, images.image_sizes)
             ]
         )
-
-    def _loss(self, logits: torch.Tensor, batched_inputs: list[dict]) -> torch.Tensor:
-        targets = torch.zeros(logits.shape, dtype=torch.bool)
-        counted = torch.ones_like(targets)
-        for target, row, x in zip(targets, counted, batched_inputs):
-            target[list(x["image_labels"])] = True
-            row[list(x.get("ignored_labels", ()))] = False
-        targets, counted = targets.to(logits), counted.to(logits.device)
-        return self.label_predictor.loss(logits, targets, counted, len(logits))

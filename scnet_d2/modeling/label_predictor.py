@@ -8,6 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def image_label_targets(
+    batched_inputs: list[dict], scores: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets of the image scores (N, C): labels present, and entries that count, both (N, C)."""
+    targets, counted = torch.zeros_like(scores), torch.ones_like(scores)
+    for target, row, x in zip(targets, counted, batched_inputs, strict=True):
+        target[list(x["image_labels"])] = 1
+        row[list(x.get("ignored_labels", ()))] = 0
+    return targets, counted
+
+
 class LabelPredictor(nn.Module):
     """C independent label scores for each box.
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .aggregation import LabelAggregator
 from .context_boxes import context_label_targets, expand_boxes, object_label_targets
+from .label_predictor import image_label_targets
 from .roi_heads import ContextHead, ObjectHead
 
 __all__ = ["SCNet"]
@@ -284,11 +285,7 @@ class SCNet(nn.Module):
 
     def _image_loss(self, scores: torch.Tensor, batched_inputs: list[dict]) -> torch.Tensor:
         """Binary cross-entropy, summed over classes and averaged over images."""
-        targets = torch.zeros_like(scores)
-        counted = torch.ones_like(scores)
-        for target, row, x in zip(targets, counted, batched_inputs):
-            target[list(x["image_labels"])] = 1
-            row[list(x.get("ignored_labels", ()))] = 0
+        targets, counted = image_label_targets(batched_inputs, scores)
         with torch.autocast(scores.device.type, enabled=False):  # it refuses half precision
             loss = F.binary_cross_entropy(scores, targets, weight=counted, reduction="sum")
         return loss * (self.image_loss_weight / len(scores))

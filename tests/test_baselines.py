@@ -1,0 +1,100 @@
+"""ImageLabeler, the loss on image scores, and training in bfloat16 on a CPU."""
+
+import pytest
+import torch
+from conftest import make_input, small_config
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from scnet_d2.engine import Trainer
+from scnet_d2.modeling import ImageLabeler
+
+LABELER = ["MODEL.META_ARCHITECTURE", "ImageLabeler"]
+LABELER += [
+    "MODEL.BACKBONE.NAME",
+    "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES",
+    "['res5']",
+]
+
+
+def batch(*sizes, labels=((0, 2), (1,))):
+    box = [4, 4, 30, 40]
+    return [
+        make_input([box] * len(present), present, size, image_labels=list(present))
+        for size, present in zip(sizes, labels)
+    ]
+
+
+def labeler(*opts):
+    return build_model(small_config(*LABELER, *opts))
+
+
+def test_labeler_gives_scores_and_a_loss_with_gradients_everywhere():
+    model = labeler()
+    assert isinstance(model, ImageLabeler)
+    (loss,) = model(batch((64, 96), (80, 64))).values()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    outputs = model.eval()(batch((64, 96), (80, 64)))
+    assert [o["image_scores"].shape for o in outputs] == [(14,), (14,)]
+
+
+def test_labeler_scores_do_not_depend_on_the_padding_of_a_batch():
+    """Up to what padding does to convolutions near the border."""
+    model = labeler().eval()
+    small, large = batch((64, 64), (64, 128))
+    with torch.no_grad():
+        feature = {"res5": torch.ones(2, 3, 2, 4)}
+        feature["res5"][0, :, :, 2:] = 100  # padding of the first image
+        pooled = model.pool(feature, model.preprocess_image([small, large]))
+    torch.testing.assert_close(pooled, torch.ones(2, 3))
+
+
+def test_ignored_labels_do_not_move_the_labeler():
+    model = labeler()
+    inputs = batch((64, 64), labels=((0,),))
+    inputs[0]["ignored_labels"] = [c for c in range(14) if c != 0]
+    model(inputs)["loss_image_label"].backward()
+    gradient = model.label_predictor.label_score.bias.grad
+    assert gradient[0] != 0
+    assert (gradient[1:] == 0).all()
+
+
+def test_labeler_names_a_feature_that_the_backbone_lacks():
+    with pytest.raises(ValueError, match="IN_FEATURE is 'p7', the backbone has"):
+        labeler("MODEL.IMAGE_LABELER.IN_FEATURE", "p7")
+
+
+@pytest.mark.parametrize("method", ["max", "noisy_or", "topk_mean", "logsumexp"])
+def test_image_loss_trains_both_branches(method):
+    opts = ["MODEL.SCNET.AGGREGATION.LOSS_WEIGHT", 2.0, "MODEL.SCNET.AGGREGATION.METHOD", method]
+    model = build_model(small_config(*opts))
+    with EventStorage():
+        losses = model(batch((64, 96), (80, 64)))
+    losses["loss_image_label"].backward()
+    for head in (model.object_head, model.context_head):
+        assert head.label_predictor.label_score.weight.grad.abs().sum() > 0
+
+
+def test_image_loss_is_the_cross_entropy_of_the_image_scores():
+    model = build_model(small_config("MODEL.SCNET.AGGREGATION.LOSS_WEIGHT", 1.0))
+    scores = torch.full((2, 14), 0.5)
+    inputs = batch((64, 96), (80, 64))
+    inputs[1]["ignored_labels"] = [5, 6]
+    loss = model._image_loss(scores, inputs)
+    torch.testing.assert_close(loss, torch.tensor(0.5).log().neg() * (14 + 12) / 2)
+
+
+def test_cpu_mixed_precision_runs_the_backbone_in_bfloat16():
+    seen = []
+    for enabled in (True, False):
+        cfg = small_config("SOLVER.AMP.CPU", enabled)
+        model = Trainer.build_model(cfg)
+        model.backbone.register_forward_hook(lambda m, i, out: seen.append(out["p2"].dtype))
+        with EventStorage():
+            losses = model(batch((64, 96), (80, 64)))
+        assert all(loss.isfinite() for loss in losses.values())
+        sum(losses.values()).backward()
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert seen == [torch.bfloat16, torch.float32]
