@@ -1,0 +1,55 @@
+"""Label scores of both branches for every box of an image, recorded while SCNet predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2.modeling import SCNet
+
+
+def load_run(folder: Path) -> CfgNode:
+    """Config of a finished run of train_net.py, with its final weights."""
+    cfg = get_cfg()
+    add_scnet_config(cfg)
+    cfg.merge_from_file(str(folder / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    use_available_device(cfg)
+    return cfg
+
+
+class BranchScores(NamedTuple):
+    """What the aggregator of SCNet gets for the K boxes of one image; one branch may be None."""
+
+    object: torch.Tensor | None  # (K, C) in [0, 1]
+    context: torch.Tensor | None  # (K, C) in [0, 1]
+    patch_confidence: torch.Tensor  # (K,) in [0, 1]
+
+
+class Recorder:
+    """Keeps the branch scores of a model's predictions, image by image."""
+
+    def __init__(self, model: SCNet):
+        """
+        Args:
+            model: predicts one image at a time.
+        """
+        self.images: list[BranchScores] = []
+        self._aggregator = model.aggregator
+        self._fuse = model.aggregator.fuse
+        model.aggregator.fuse = self._record
+
+    def _record(self, object_logits, context_logits, patch_confidence):
+        branches = (
+            None if x is None else x.float().sigmoid() for x in (object_logits, context_logits)
+        )
+        self.images.append(BranchScores(*branches, patch_confidence.float()))
+        return self._fuse(object_logits, context_logits, patch_confidence)
+
+    def stop(self) -> None:
+        """Leave the model as it was."""
+        del self._aggregator.fuse

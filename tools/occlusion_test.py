@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Which pixels decide a label: AP of trained models where parts around the objects are grey.
+
+In every image the inside of the boxes of some classes, or a ring around them, is made grey, and the
+image is scored again. Rings are in box widths and heights: 1-2 is what lies outside the box and
+inside the box of twice its sides. The inside of any of these boxes is never part of a ring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from branch_scores import Recorder, load_run
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from tabulate import tabulate
+from tqdm import tqdm
+
+from scnet_d2.data import add_register_coco_argument, register_coco_arguments
+from scnet_d2.evaluation import multilabel_metrics
+from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.modeling import expand_boxes
+
+GREY = 128
+# Name -> sides of the outer and of the inner border / sides of the box; None: the image's border.
+PARTS: dict[str, tuple[float | None, float]] = {
+    "inside": (1.0, 0.0),
+    "ring 1-1.5": (1.5, 1.0),
+    "ring 1.5-2": (2.0, 1.5),
+    "ring 1-2": (2.0, 1.0),
+    "ring 2-3": (3.0, 2.0),
+    "ring 3-4": (4.0, 3.0),
+    "beyond 4": (None, 4.0),
+    "all outside": (None, 1.0),
+}
+
+
+def part_mask(boxes: np.ndarray, shape: tuple[int, int], outer: float | None, inner: float):
+    """(H, W) bool, the pixels of a part of PARTS around boxes (R, 4) XYXY."""
+    mask = _filled(boxes, shape, outer) if outer else np.ones(shape, bool)
+    return mask & ~_filled(boxes, shape, inner) if inner else mask
+
+
+def _filled(boxes: np.ndarray, shape: tuple[int, int], ratio: float) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    expanded = expand_boxes(torch.as_tensor(boxes, dtype=torch.float32), shape, ratio)
+    for x0, y0, x1, y1 in expanded.round().int().tolist():
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def object_boxes(dataset_dict: dict, class_ids: set[int]) -> np.ndarray:
+    """(R, 4) XYXY boxes of the objects of these classes."""
+    boxes = [
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+        for a in dataset_dict["annotations"]
+        if a["category_id"] in class_ids
+    ]
+    return np.array(boxes, dtype=float).reshape(-1, 4)
+
+
+def branch_scores(
+    predictor: SCNetPredictor, dicts: list[dict], part: str | None, class_ids: set[int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """(C,) scores of each image, with a part made grey: of the model, and of each branch in it."""
+    recorder = Recorder(predictor.model)
+    for d in tqdm(dicts, desc=part or "untouched", delay=5, leave=False):
+        image = read_image(d["file_name"], predictor.input_format).copy()
+        boxes = object_boxes(d, class_ids)
+        if part and len(boxes):
+            image[part_mask(boxes, image.shape[:2], *PARTS[part])] = GREY
+        scores = {"both": predictor(image)["image_scores"]}
+        branches = recorder.images.pop()._asdict()
+        scores |= {
+            k: branches[k].amax(dim=0) for k in ("object", "context") if branches[k] is not None
+        }
+        yield {name: s.numpy() for name, s in scores.items()}
+    recorder.stop()
+
+
+def study(run: Path, dataset: str, classes: list[str]) -> dict[str, dict[str, float]]:
+    """Mean AP in percent over the classes: part -> scores of the model or a branch -> mAP."""
+    predictor = SCNetPredictor(load_run(run))
+    columns = [predictor.class_names.index(name) for name in classes]
+    dicts = DatasetCatalog.get(dataset)
+    truth = load_ground_truth(dataset, len(predictor.class_names))
+    labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
+    results = {}
+    for part in (None, *PARTS):
+        images = list(branch_scores(predictor, dicts, part, set(columns)))
+        results[part or "untouched"] = {
+            name: _map(np.stack([x[name] for x in images])[:, columns], labels, ignored)
+            for name in images[0]
+        }
+    return results
+
+
+def _map(scores: np.ndarray, labels: np.ndarray, ignored: np.ndarray) -> float:
+    return round(multilabel_metrics(scores, labels, ignored)["mAP"], 4)
+
+
+def to_text(runs: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A row for each part: mAP untouched, then the change in points, a column for each model."""
+    columns = [(run, name) for run, parts in runs.items() for name in parts["untouched"]]
+    rows = []
+    for part in ("untouched", *PARTS):
+        values = [runs[run][part][name] for run, name in columns]
+        if part == "untouched":
+            rows.append([part, *(f"{v:.1f}" for v in values)])
+        else:
+            before = [runs[run]["untouched"][name] for run, name in columns]
+            rows.append([part, *(f"{v - b:+.1f}" for v, b in zip(values, before))])
+    return tabulate(rows, ["grey", *(f"{run}\n{name}" for run, name in columns)], colalign=["left"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table; --output also keeps the values."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of trained SCNet runs")
+    parser.add_argument("--dataset", required=True, help="name of a registered data set")
+    parser.add_argument("--classes", nargs="+", required=True, help="whose boxes are looked at")
+    parser.add_argument("--output", type=Path, help="JSON file for the values")
+    add_register_coco_argument(parser)
+    args = parser.parse_args(arguments)
+    register_coco_arguments(args)
+    runs = {run.name: study(run, args.dataset, args.classes) for run in args.runs}
+    print(to_text(runs))
+    if args.output:
+        args.output.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
