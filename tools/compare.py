@@ -28,10 +28,12 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from scnet_d2.data.context_scenes import SPLITS, SceneConfig, generate
+from scnet_d2.data.coco import load_coco_multilabel
+from scnet_d2.data.context_scenes import SPLITS, SceneConfig, context_blind_scores, generate
 from scnet_d2.evaluation import multilabel_metrics
 
 REPO = Path(__file__).resolve().parent.parent
+LAYOUT = "{l_bar}{bar}| {n:.1f}/{total} cells [{elapsed}<{remaining}]"
 REMEDY = "see docs/results/*.yaml for examples"
 
 
@@ -63,6 +65,8 @@ class Plan:
         opts: config keys of all cells.
         groups: metric -> classes over which it is the mean AP, null for all; the first one leads.
         reference: method that the others are compared with.
+        xlabel: what the data sets' x is.
+        sizes: stored sizes of the objects, of tools/evidence.py --object-sizes, beside the plan.
     """
 
     path: Path
@@ -74,6 +78,8 @@ class Plan:
     groups: dict[str, list[str] | None]
     reference: str
     opts: dict[str, Any] = field(default_factory=dict)
+    xlabel: str = ""
+    sizes: str = ""
 
     @property
     def results(self) -> Path:
@@ -84,6 +90,13 @@ class Plan:
         """All cells; the seeds come last, so that an early stop leaves every method with some."""
         for seed, dataset, method in itertools.product(self.seeds, self.datasets, self.methods):
             yield Cell(dataset, method, seed)
+
+    def metrics(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """Mean AP in percent over the classes of each group, of stored scores."""
+        return {
+            group: round(group_metrics(arrays, classes)["mAP"], 4)
+            for group, classes in self.groups.items()
+        }
 
     def result(self, cell: Cell) -> dict | None:
         """What is stored of a finished cell."""
@@ -99,7 +112,7 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts"}
+    required = known - {"opts", "xlabel", "sizes"}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(
@@ -175,24 +188,27 @@ def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm) -> dict:
             command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT,
             env=os.environ | {"DETECTRON2_DATASETS": os.path.abspath(data.root)},
         )  # fmt: skip
-        _follow(process, folder / "metrics.json", bar)
+        _follow(process, folder / "metrics.json", int(opts.get("SOLVER.MAX_ITER", 1000)), bar)
     if process.returncode:
         tail = "\n".join((folder / "log.txt.run").read_text().splitlines()[-15:])
         raise RuntimeError(f"{cell}: {' '.join(command)} ended with {process.returncode}\n{tail}")
     (scores,) = folder.glob("inference/*/multilabel_scores.npz")
+    if "scenes" in dataset:
+        store_bounds(plan, cell.dataset, scores, Path(data.root) / "context_scenes")
     result = {**cell._asdict(), "config": plan.config, "opts": {k: str(v) for k, v in opts.items()}}
     del result["opts"]["OUTPUT_DIR"]
     result["seconds"] = round(time.perf_counter() - start)
     return result | store_scores(plan, cell, scores) | environment()
 
 
-def _follow(process: subprocess.Popen, metrics: Path, bar: tqdm) -> None:
+def _follow(process: subprocess.Popen, metrics: Path, iterations: int, bar: tqdm) -> None:
     """Move the bar, one unit a cell, with the iterations of a run until it ends."""
     before = bar.n
     while process.poll() is None:
         time.sleep(1)
         if metrics.exists() and (lines := metrics.read_text().splitlines()):
-            bar.n = before + min(json.loads(lines[-1]).get("iteration", 0) / bar.iterations, 0.99)
+            done = json.loads(lines[-1])["iteration"] / iterations
+            bar.n = before + min(done, 0.99)  # the rest is evaluation
             bar.refresh()
     bar.n = before
 
@@ -204,14 +220,38 @@ def store_scores(plan: Plan, cell: Cell, scores: Path) -> dict:
     kept["scores"] = kept["scores"].astype(np.float16)
     plan.results.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(plan.results / f"{cell}.npz", **kept)
-    metrics = {
-        group: round(group_metrics(kept, classes)["mAP"], 4)
-        for group, classes in plan.groups.items()
-    }
     every = group_metrics(kept, None)
     per_class = dict(zip(kept["class_names"].tolist(), every.pop("per_class_AP").round(4).tolist()))
     all_metrics = {key: round(value, 4) for key, value in every.items()}
-    return {"metrics": metrics, "all_classes": all_metrics, "per_class_AP": per_class}
+    return {"metrics": plan.metrics(kept), "all_classes": all_metrics, "per_class_AP": per_class}
+
+
+def store_bounds(plan: Plan, dataset: str, scores: Path, scenes: Path) -> None:
+    """Keep what a set of scenes gives without a model: class prevalence, and no context at all."""
+    path = plan.results / f"{dataset}-bounds.json"
+    if path.exists():
+        return
+    with np.load(scores, allow_pickle=False) as arrays:
+        kept = {k: arrays[k] for k in ("class_names", "labels", "ignored")}
+    split = scores.parent.name.split("_")[-1]
+    train, test = (
+        load_coco_multilabel(f"{scenes}/annotations/{s}.json", f"{scenes}/images/{s}", dataset)
+        for s in ("train", split)
+    )
+    labels = kept["labels"]
+    known = {
+        "class prevalence": np.zeros(labels.shape),
+        "context-blind detector": context_blind_scores(train, test),
+    }
+    bounds = {
+        name: {
+            g: round(group_metrics(kept | {"scores": s}, c)["mAP"], 4)
+            for g, c in plan.groups.items()
+        }
+        for name, s in known.items()
+    }
+    plan.results.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(bounds, indent=1) + "\n")
 
 
 def group_metrics(arrays: dict[str, np.ndarray], classes: list[str] | None) -> dict:
@@ -251,11 +291,9 @@ def run(plan: Plan, cells: list[Cell], work: Path) -> list[str]:
     open_cells = [cell for cell in cells if plan.result(cell) is None]
     print(f"{plan.path}: {len(cells) - len(open_cells)} of {len(cells)} cells are done")
     failures = []
-    layout = "{l_bar}{bar}| {n:.1f}/{total} cells [{elapsed}<{remaining}]"
-    with tqdm(total=len(open_cells), bar_format=layout, dynamic_ncols=True) as bar:
+    with tqdm(total=len(open_cells), bar_format=LAYOUT, dynamic_ncols=True) as bar:
         for done, cell in enumerate(open_cells, 1):
             bar.set_description(str(cell))
-            bar.iterations = int(plan.opts.get("SOLVER.MAX_ITER", 1000))
             try:
                 result = run_cell(plan, cell, work, bar)
                 write_result(plan, cell, result)
