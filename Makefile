@@ -6,7 +6,7 @@ export PYTHONWARNINGS := ignore::FutureWarning
 DEMO_DIR := output/demo-$(shell date +%Y%m%d-%H%M%S)
 REQUIREMENTS := requirements.txt setup.py $(wildcard third_party/detectron2/*.py third_party/detectron2/*.toml)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint clean evidence evidence-cell
 
 setup: .venv/installed
 
@@ -26,6 +26,15 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=10
+
+# Tables and plots of docs/results.md from the stored results; and one cell of them run again.
+evidence: setup
+	$(PY) tools/evidence.py
+
+PLAN ?= docs/results/scenes.yaml
+CELL ?= context_scenes-scnet-1
+evidence-cell: setup
+	$(PY) tools/evidence.py --again $(PLAN) $(CELL)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -33,6 +33,7 @@ setup(
             "scikit-learn",
             "pypi-simple",
             "safetensors",
+            "scipy",
         ],
     },
 )

@@ -19,7 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import compare_fusion
 import numpy as np
+import occlusion_test
 from compare import LAYOUT, Cell, Plan, read_plan, run_cell
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -245,9 +247,46 @@ def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def fusion_plot(study: dict, path: Path) -> None:
+    """Difference of every fusion and aggregation to the default, a dot for each run."""
+    default = np.array(study["mAP"][compare_fusion.DEFAULT])
+    names = list(study["mAP"])
+    figure = Figure((7.5, 0.32 * len(names) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    for y, name in enumerate(names):
+        difference = np.array(study["mAP"][name]) - default
+        axis.plot(difference, np.full(len(default), y), "o", color="#2b6cb0", alpha=0.7)
+        axis.plot([difference.mean()] * 2, [y - 0.3, y + 0.3], color="black")
+    axis.axvline(0, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set(xlabel="mAP - default, points", title=study["dataset"])
+    figure.savefig(path, dpi=110)
+
+
+def occlusion_plot(study: dict, path: Path) -> None:
+    """Change of mAP for every part that is made grey, a bar for each model."""
+    columns = occlusion_test.changes(study["runs"])
+    parts = [part for part in next(iter(columns.values())) if part != "untouched"]
+    figure = Figure((10, 4), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(columns)
+    for i, ((model, name), column) in enumerate(columns.items()):
+        means, spreads = ([f(column[part]) for part in parts] for f in (np.mean, np.std))
+        label = model if name == "both" else f"{model}: {name}"
+        axis.bar(np.arange(len(parts)) + i * width, means, width, yerr=spreads, label=label)
+    axis.set_xticks(np.arange(len(parts)) + 0.4 - width / 2, parts)
+    axis.set(
+        ylabel="change of mAP, points", title=f"Grey parts around the objects, {study['dataset']}"
+    )
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+
+
 def plot(plan: Plan, comparisons: list[Comparison], folder: Path) -> None:
     """The plot of a plan: a curve where its data sets have an x."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plan.path.stem}.png"
     if all("x" in dataset for dataset in plan.datasets.values()):
         curve_plot(comparisons, path, plan.xlabel)
@@ -304,6 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
         return write_object_sizes(
             args.object_sizes, args.results / f"{args.object_sizes}-sizes.npz"
         )
+    images = args.images or args.results.parent / "images" / "results"
+    images.mkdir(parents=True, exist_ok=True)
     evidence = {}
     for path in sorted(args.results.glob("*.yaml")):
         plan = read_plan(path)
@@ -320,7 +361,16 @@ def main(arguments: list[str] | None = None) -> None:
                 method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
                 for method in comparison.methods
             }
-        plot(plan, comparisons, args.images or args.results.parent / "images" / "results")
+        plot(plan, comparisons, images)
+    for kind, module, draw in (
+        ("fusion", compare_fusion, fusion_plot),
+        ("occlusion", occlusion_test, occlusion_plot),
+    ):
+        for path in sorted(args.results.glob(f"{kind}*.json")):
+            study = json.loads(path.read_text())
+            print(f"\n{'=' * 100}\n{study['dataset']}   ({path.name})\n")
+            print(module.to_text(study["mAP" if kind == "fusion" else "runs"]))
+            draw(study, images / f"{path.stem}.png")
     (args.results / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n")
 
 

@@ -77,15 +77,16 @@ def branch_scores(
         if part and len(boxes):
             image[part_mask(boxes, image.shape[:2], *PARTS[part])] = GREY
         scores = {"both": predictor(image)["image_scores"]}
-        branches = recorder.images.pop()._asdict()
-        scores |= {
-            k: branches[k].amax(dim=0) for k in ("object", "context") if branches[k] is not None
-        }
+        branches = recorder.images.pop()
+        if branches.object is not None and branches.context is not None:
+            scores |= {k: getattr(branches, k).amax(dim=0) for k in ("object", "context")}
         yield {name: s.numpy() for name, s in scores.items()}
     recorder.stop()
 
 
-def study(run: Path, dataset: str, classes: list[str]) -> dict[str, dict[str, float]]:
+def study(
+    run: Path, dataset: str, classes: list[str], parts: list[str]
+) -> dict[str, dict[str, float]]:
     """Mean AP in percent over the classes: part -> scores of the model or a branch -> mAP."""
     predictor = SCNetPredictor(load_run(run))
     columns = [predictor.class_names.index(name) for name in classes]
@@ -93,7 +94,7 @@ def study(run: Path, dataset: str, classes: list[str]) -> dict[str, dict[str, fl
     truth = load_ground_truth(dataset, len(predictor.class_names))
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
     results = {}
-    for part in (None, *PARTS):
+    for part in (None, *parts):
         images = list(branch_scores(predictor, dicts, part, set(columns)))
         results[part or "untouched"] = {
             name: _map(np.stack([x[name] for x in images])[:, columns], labels, ignored)
@@ -106,18 +107,31 @@ def _map(scores: np.ndarray, labels: np.ndarray, ignored: np.ndarray) -> float:
     return round(multilabel_metrics(scores, labels, ignored)["mAP"], 4)
 
 
-def to_text(runs: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A row for each part: mAP untouched, then the change in points, a column for each model."""
-    columns = [(run, name) for run, parts in runs.items() for name in parts["untouched"]]
+def changes(runs: dict[str, dict]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """(Model, scores) -> part -> mAP of every run untouched, or its change in points.
+
+    Runs that differ in a last "-<seed>" alone are one model.
+    """
+    table: dict = {}
+    for run, parts in runs.items():
+        for name, untouched in parts["untouched"].items():
+            column = table.setdefault((run.rsplit("-", 1)[0].rsplit("-", 1)[-1], name), {})
+            for part, values in parts.items():
+                change = values[name] - (untouched if part != "untouched" else 0)
+                column.setdefault(part, []).append(change)
+    return table
+
+
+def to_text(runs: dict[str, dict]) -> str:
+    """A row for each part: mAP untouched, then the change in points, mean ± sd over the runs."""
+    columns = changes(runs)
     rows = []
-    for part in ("untouched", *PARTS):
-        values = [runs[run][part][name] for run, name in columns]
-        if part == "untouched":
-            rows.append([part, *(f"{v:.1f}" for v in values)])
-        else:
-            before = [runs[run]["untouched"][name] for run, name in columns]
-            rows.append([part, *(f"{v - b:+.1f}" for v, b in zip(values, before))])
-    return tabulate(rows, ["grey", *(f"{run}\n{name}" for run, name in columns)], colalign=["left"])
+    for part in next(iter(runs.values())):
+        cells = [column[part] for column in columns.values()]
+        sign = "" if part == "untouched" else "+"
+        rows.append([part, *(f"{np.mean(c):{sign}.1f} ± {np.std(c):.1f}" for c in cells)])
+    headers = [model if name == "both" else f"{model}:\n{name}" for model, name in columns]
+    return tabulate(rows, ["grey", *headers], disable_numparse=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -128,14 +142,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of trained SCNet runs")
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--classes", nargs="+", required=True, help="whose boxes are looked at")
+    parser.add_argument(
+        "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all of %(choices)s"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the values")
     add_register_coco_argument(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
-    runs = {run.name: study(run, args.dataset, args.classes) for run in args.runs}
+    runs = {run.name: study(run, args.dataset, args.classes, args.parts) for run in args.runs}
     print(to_text(runs))
     if args.output:
-        args.output.write_text(json.dumps(runs, indent=1) + "\n")
+        contents = {"dataset": args.dataset, "classes": args.classes, "runs": runs}
+        args.output.write_text(json.dumps(contents, indent=1) + "\n")
 
 
 if __name__ == "__main__":
