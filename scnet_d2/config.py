@@ -67,6 +67,9 @@ def _add_model_config(cfg: CN) -> None:
     # Weights of a Detectron2 detector: its box head becomes the trunk of both branches.
     cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR = True
 
+    # Side in px of the boxes that are pooled from P4; twice it: from P5. 224 is Detectron2's own.
+    cfg.MODEL.SCNET.CANONICAL_BOX_SIZE = 224
+
     cfg.MODEL.SCNET.OBJECT = CN()
     # False leaves the object branch out: labels then come from the context branch alone.
     cfg.MODEL.SCNET.OBJECT.ENABLED = True

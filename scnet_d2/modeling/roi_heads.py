@@ -58,6 +58,7 @@ class ContextHead(nn.Module):
             scales=[1.0 / input_shape[f].stride for f in in_features],
             sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
             pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+            canonical_box_size=cfg.MODEL.SCNET.CANONICAL_BOX_SIZE,
         )
         channels = input_shape[in_features[0]].channels
         trunk = build_box_head(cfg, ShapeSpec(channels, height=resolution, width=resolution))
