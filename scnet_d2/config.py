@@ -23,6 +23,12 @@ def add_scnet_config(cfg: CN) -> None:
     # Mixed precision in bfloat16 on a CPU that has it (SOLVER.AMP.ENABLED is for GPUs alone).
     cfg.SOLVER.AMP.CPU = False
 
+    # Number of checkpoints that are kept, the newest ones; 0 keeps all. The best one stays.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+
+    # Share of the training images that may be unreadable; they are left out and counted.
+    cfg.DATALOADER.MAX_BAD_IMAGES = 0.01
+
     # Evaluated every TEST.EVAL_PERIOD iterations; the best checkpoint is chosen on the first one.
     # Empty: DATASETS.TEST is evaluated instead and no checkpoint is chosen, for that would be
     # tuning on the test split.

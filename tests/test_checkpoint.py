@@ -1,5 +1,6 @@
 """Weights: names, formats, the loading table, and what is refused."""
 
+import itertools
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ from scnet_d2.checkpoint import (
     UnsafeCheckpointError,
     read_checkpoint,
 )
+from scnet_d2.data import TrainLoader
 from scnet_d2.engine import Trainer
 from scnet_d2.inference import SCNetPredictor
 
@@ -482,8 +484,11 @@ class TrainerOnOneBatch(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        while True:
-            yield [make_input([[8, 8, 60, 70]], [1])]
+        image = make_input([[8, 8, 60, 70]], [1])
+        return TrainLoader(
+            [{"width": 128, "height": 96}], lambda _: image,
+            build_sampler=lambda _: itertools.repeat(0), seed=0, batch_size=1,
+        )  # fmt: skip
 
 
 def one_batch_config(tmp_path, *opts):

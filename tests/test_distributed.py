@@ -27,12 +27,14 @@ several_processes = pytest.mark.skipif(
     reason="this Detectron2 runs several processes on GPUs alone",
 )
 
-# Nothing is drawn at random but the order of the images, which all processes share: every anchor
-# and every proposal is used, no image is flipped, and no statistics are those of a batch.
+# Order and augmentation of the images are the same for any number of processes. Nothing else is
+# drawn at random: every anchor and every proposal is used, and no statistics are those of a batch.
+# Crops make all images equally large, so that every batch is padded alike.
 DETERMINISTIC = (
     "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10000,
     "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10000,
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "INPUT.RANDOM_FLIP", "none",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "INPUT.CROP.ENABLED", True,
+    "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [96, 96],
     "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP_ITERS", 0,
     "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0,
     "DATASETS.TRAIN", ("own_train",), "DATASETS.VAL", (), "DATASETS.TEST", ("own_test",),

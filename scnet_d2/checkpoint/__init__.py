@@ -1,13 +1,21 @@
-"""Loading of weights: which file formats, which names, and what is refused (docs/weights.md)."""
+"""Saving and loading of weights: file formats, names, what is refused (docs/weights.md)."""
 
 from .checkpointer import SCNetCheckpointer
-from .files import CheckpointError, UnsafeCheckpointError, read_checkpoint
+from .files import (
+    BrokenCheckpointError,
+    CheckpointError,
+    UnsafeCheckpointError,
+    read_checkpoint,
+    replace_file,
+)
 from .report import LoadReport
 
 __all__ = [
+    "BrokenCheckpointError",
     "CheckpointError",
     "LoadReport",
     "SCNetCheckpointer",
     "UnsafeCheckpointError",
     "read_checkpoint",
+    "replace_file",
 ]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import _strip_prefix_if_present
 
-from .files import CheckpointError, read_checkpoint
+from .files import BrokenCheckpointError, CheckpointError, read_checkpoint, replace_file
 from .names import convert_detector, match_suffixes, why_left_out
 from .report import LoadReport
 
 logger = logging.getLogger(__name__)
 _MATCHING = "?matching_heuristics=True"
+_NUMBERED = re.compile(r"model_\d{7,}\.pth")
 
 
 class SCNetCheckpointer(DetectionCheckpointer):
@@ -68,9 +70,63 @@ class SCNetCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resume from the last checkpoint of `save_dir`, which must be whole, or load `path`."""
-        self.require_all = self.require_all or (resume and self.has_checkpoint())
-        return super().resume_or_load(path, resume=resume)
+        """Resume from the last checkpoint of `save_dir` that can be read, or load `path`.
+
+        Raises:
+            CheckpointError: if a checkpoint does not fit the model, or none can be read.
+        """
+        files = self._resumable() if resume else []
+        if not files:
+            return self.load(path, checkpointables=[])
+        self.require_all = True
+        for file in files:
+            try:
+                return self.load(file)
+            except BrokenCheckpointError as error:
+                logger.warning("%s. Looking for the checkpoint before it.", error)
+        raise CheckpointError(
+            f"{self.save_dir}: none of its checkpoints can be read; start anew in another folder"
+        )
+
+    def has_checkpoint(self) -> bool:
+        """Whether `save_dir` holds a checkpoint to resume from."""
+        return bool(self._resumable())
+
+    def _resumable(self) -> list[str]:
+        """Checkpoints of the run, the last one first."""
+        marked = self.get_checkpoint_file() if super().has_checkpoint() else ""
+        final = os.path.join(self.save_dir, "model_final.pth")
+        ordered = dict.fromkeys([marked, final, *reversed(self.numbered())])
+        return [file for file in ordered if os.path.isfile(file)]
+
+    def numbered(self) -> list[str]:
+        """Checkpoints `model_<iteration>.pth` of `save_dir`, the oldest first."""
+        if not os.path.isdir(self.save_dir):
+            return []
+        names = sorted(filter(_NUMBERED.fullmatch, os.listdir(self.save_dir)))
+        return [os.path.join(self.save_dir, name) for name in names]
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save a checkpoint as `<name>.pth` and mark it as the last one.
+
+        A run that is killed meanwhile leaves the checkpoints before it, and the mark, as they were.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
+        contents = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        replace_file(path, lambda file: torch.save(contents, file))
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write the name of the last checkpoint to the file `last_checkpoint`."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        replace_file(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)

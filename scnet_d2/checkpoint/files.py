@@ -1,10 +1,12 @@
-"""Reading of checkpoint files without running anything that they contain."""
+"""Checkpoint files: written whole or not at all, read without running what they contain."""
 
+import contextlib
 import os
 import pickle
 import re
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -12,6 +14,10 @@ import torch
 
 class CheckpointError(ValueError):
     """A checkpoint is absent, broken or does not fit; the message names the file and the remedy."""
+
+
+class BrokenCheckpointError(CheckpointError):
+    """A checkpoint file is truncated, damaged or no checkpoint."""
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -30,7 +36,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         UnsafeCheckpointError: naming the global that is not allowed.
-        CheckpointError: if the file is truncated or holds no tensors.
+        BrokenCheckpointError: if the file is truncated or no checkpoint.
+        CheckpointError: if it holds no tensors.
         ImportError: for `.safetensors` without that package.
     """
     readers = {".pkl": _read_pkl, ".pyth": _read_pycls, ".safetensors": _read_safetensors}
@@ -41,12 +48,40 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise
     except Exception as error:  # unpicklers raise nearly anything on damaged files
         first_line = str(error).split("\n")[0]
-        raise CheckpointError(
+        raise BrokenCheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {first_line}): the file is truncated "
             "or no checkpoint; copy or download it again"
         ) from error
     _check_tensors(path, checkpoint["model"])
     return checkpoint
+
+
+def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file aside and rename it: whatever happens, `path` is the old file or all of the new.
+
+    Args:
+        path: a local path.
+        write: writes the contents to an open file.
+
+    Raises:
+        CheckpointError: the file cannot be written; what was there before is left as it is.
+    """
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        first_line = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path} cannot be written ({type(error).__name__}: {first_line}); earlier checkpoints "
+            "are intact. Make room or choose a folder that can be written to, then go on with "
+            "--resume"
+        ) from error
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:

@@ -10,13 +10,16 @@ from .coco import (
     register_coco_multilabel,
 )
 from .dataset_mapper import MultiLabelDatasetMapper
-from .errors import DatasetError
+from .errors import DatasetError, ImageError
 from .labels import LabelPolicy, get_label_policy, set_label_policy
+from .train_loader import TrainLoader
 
 __all__ = [
     "DatasetError",
+    "ImageError",
     "LabelPolicy",
     "MultiLabelDatasetMapper",
+    "TrainLoader",
     "add_register_coco_argument",
     "get_label_policy",
     "register_coco_arguments",

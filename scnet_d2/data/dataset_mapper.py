@@ -8,7 +8,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 
-from .errors import DatasetError
+from .errors import DatasetError, ImageError
 from .labels import LabelPolicy, get_label_policy, image_labels
 
 
@@ -44,14 +44,14 @@ class MultiLabelDatasetMapper(DatasetMapper):
             ``image_labels`` and ``ignored_labels`` unless the data set has no annotations.
 
         Raises:
-            DatasetError: for an image that cannot be read or has another size than annotated, and
-                for labels that are not valid.
+            ImageError: for an image that cannot be read or has another size than annotated.
+            DatasetError: for labels that are not valid.
         """
         dataset_dict = {**dataset_dict, **self._labels(dataset_dict)}
         try:
             return super().__call__(dataset_dict)
         except utils.SizeMismatchError as e:
-            raise DatasetError(
+            raise ImageError(
                 f"{e} If the file is rotated by its EXIF data, annotate the rotated size."
             ) from e
         except Exception:
@@ -73,7 +73,7 @@ class MultiLabelDatasetMapper(DatasetMapper):
         try:
             utils.read_image(file_name, format=self.image_format)
         except Exception as e:
-            raise DatasetError(
+            raise ImageError(
                 f"image '{file_name}' cannot be read ({type(e).__name__}: {e}). Get the file again "
                 "or remove the image from the data set."
             ) from e

@@ -1,4 +1,4 @@
-"""The error of the data package and the path check that its loaders share."""
+"""The errors of the data package and the path check that its loaders share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from detectron2.utils.file_io import PathManager
 
 class DatasetError(ValueError):
     """A data set is absent, broken or inconsistent; the message names the file and the remedy."""
+
+
+class ImageError(DatasetError):
+    """One image cannot be used: its file cannot be read, or has another size than annotated."""
 
 
 def require_path(path: str, dataset_name: str, remedy: str, *, folder: bool = False) -> None:

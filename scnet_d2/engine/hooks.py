@@ -3,10 +3,11 @@
 import os
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils.events import get_event_storage
 from torch import nn
+
+from ..checkpoint import SCNetCheckpointer
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -37,7 +38,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             self.best_metric, self.best_iter = saved.get(self._val_metric), saved.get("iteration")
 
 
-class _UntaggedCheckpointer(DetectionCheckpointer):
+class _UntaggedCheckpointer(SCNetCheckpointer):
     def save(self, name: str, **kwargs) -> None:
         """Save the weights and the metric that they were chosen by."""
         value, _ = get_event_storage().latest()[self.val_metric]

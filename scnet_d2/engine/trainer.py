@@ -1,8 +1,10 @@
 """Detectron2's `DefaultTrainer` with the project's data, optimizer, evaluation and table."""
 
+import json
+import logging
 import os
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,20 +14,31 @@ from detectron2.data import (
     DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
 
-from ..checkpoint import SCNetCheckpointer
-from ..data import MultiLabelDatasetMapper, context_scenes, get_label_policy
+from ..checkpoint import SCNetCheckpointer, replace_file
+from ..data import MultiLabelDatasetMapper, TrainLoader, context_scenes, get_label_policy
 from ..data.labels import image_labels
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
 from .guards import check_evaluation_data, check_num_classes, class_names
 from .hooks import BestCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names iteration, images and remedy."""
 
 
 class Trainer(DefaultTrainer):
@@ -43,6 +56,12 @@ class Trainer(DefaultTrainer):
         check_num_classes(cfg)
         check_evaluation_data(cfg)
         super().__init__(cfg)
+        if not isinstance(self.train_loader, TrainLoader):
+            raise TypeError(
+                f"{type(self).__name__}.build_train_loader must return a loader that can be "
+                "resumed: TrainLoader.from_config(cfg, mapper) takes any mapper"
+            )
+        self._statistics = batch_norm_statistics(self.model)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -54,9 +73,9 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Loader of `DATASETS.TRAIN`."""
-        return build_detection_train_loader(cfg, mapper=MultiLabelDatasetMapper(cfg, is_train=True))
+        return TrainLoader.from_config(cfg, MultiLabelDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -111,6 +130,74 @@ class Trainer(DefaultTrainer):
             cfg.INPUT.MIN_SIZE_TEST = 0  # views are made from the photograph as it is
         return super().test(cfg, model, evaluators)
 
+    @property
+    def train_loader(self) -> TrainLoader:
+        """Loader of the training batches."""
+        return self._trainer.data_loader
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on where the run in `OUTPUT_DIR` ended, or load `MODEL.WEIGHTS`."""
+        super().resume_or_load(resume)
+        self.train_loader.start = self.start_iter
+
+    def state_dict(self) -> dict:
+        """Detectron2's state, and the seed of data and training."""
+        return super().state_dict() | {"seed": self.train_loader.seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over the state of a checkpoint."""
+        super().load_state_dict(state_dict)
+        self.train_loader.seed = state_dict.get("seed", self.train_loader.seed)
+
+    def build_writers(self) -> list[EventWriter]:
+        """None: `train` opens them, once it is known what they go on from."""
+        return []
+
+    def train(self) -> OrderedDict | None:
+        """Train from `start_iter` on; says at the end which images could not be used."""
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._writers = open_writers(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
+        try:
+            return super().train()
+        finally:
+            if bad_images := self.train_loader.bad_images:
+                logger.warning(
+                    "%d training images could not be used and were left out:\n%s",
+                    len(bad_images), "\n".join(bad_images.values()),
+                )  # fmt: skip
+
+    def run_step(self) -> None:
+        """One iteration, whose random numbers the seed and the iteration decide.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        before = [statistic.clone() for statistic in self._statistics]
+        entropy = self.train_loader.seed, comm.get_rank(), self.iter
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        try:
+            super().run_step()
+        except FloatingPointError as error:  # raised before the optimizer's step
+            for statistic, value in zip(self._statistics, before):
+                statistic.copy_(value)
+            raise self._not_finite(error) from error
+        self.storage.put_scalar("bad_images", len(self.train_loader.bad_images))
+
+    def _not_finite(self, error: FloatingPointError) -> TrainingError:
+        """Save the state before this iteration, and say what it was."""
+        bad_iteration, kept = self.iter, "there is no state before it"
+        if self.iter > 0:
+            self.iter -= 1  # the last one that is in the weights
+            name = f"model_{self.iter:07d}"
+            self.checkpointer.save(name, iteration=self.iter)
+            kept = f"the state before it is saved as {self.cfg.OUTPUT_DIR}/{name}.pth"
+        return TrainingError(
+            f"iteration {bad_iteration}: the loss is not finite; {kept}. Images of the batch: "
+            f"{', '.join(self.train_loader.last_files)}. Check their boxes, lower SOLVER.BASE_LR "
+            f"or set SOLVER.CLIP_GRADIENTS, and go on with --resume. {error}"
+        )
+
     def validate(self) -> dict:
         """Evaluate on the first of `DATASETS.VAL`; metrics under the key "val"."""
         cfg = self.cfg.clone()
@@ -123,6 +210,10 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks; with `DATASETS.VAL`, periodic validation and the best checkpoint."""
         self.checkpointer = self._build_checkpointer()  # before hooks keep Detectron2's own
         ret = super().build_hooks()
+        for hook in ret:
+            if isinstance(hook, hooks.PeriodicCheckpointer) and self.cfg.SOLVER.CHECKPOINTS_KEPT:
+                hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_KEPT
+                hook.recent_checkpoints = self.checkpointer.numbered()
         if not self.cfg.DATASETS.VAL:
             return ret
         period = self.cfg.TEST.EVAL_PERIOD
@@ -141,6 +232,46 @@ class Trainer(DefaultTrainer):
             init_trunk=self.cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR,
             trainer=weakref.proxy(self),
         )
+
+
+def batch_norm_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Running statistics, which a forward pass changes before the loss is known."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        for buffer in module.buffers(recurse=False)
+    ]
+
+
+def open_writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
+    """Detectron2's writers, going on from an iteration.
+
+    What a killed run wrote of later iterations is taken out of `metrics.json`, and hidden in
+    TensorBoard: the resumed run writes it again.
+    """
+    os.makedirs(output_dir, exist_ok=True)
+    metrics = os.path.join(output_dir, "metrics.json")
+    if start_iter and os.path.exists(metrics):
+        cut_metrics(metrics, start_iter)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(metrics),
+        TensorboardXWriter(output_dir, purge_step=start_iter or None),
+    ]
+
+
+def cut_metrics(path: str, iteration: int) -> None:
+    """Take the lines of `iteration` and later, and a half-written last one, out of metrics.json."""
+    kept = []
+    with open(path) as file:
+        for line in file:
+            try:
+                if json.loads(line)["iteration"] < iteration:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: left out a line that is not whole: %.60s", path, line.strip())
+    replace_file(path, lambda file: file.write("".join(kept).encode()))
 
 
 def _baselines(cfg: CfgNode, dataset_name: str) -> dict[str, Callable[[], np.ndarray]]:
