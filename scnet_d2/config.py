@@ -23,7 +23,8 @@ def add_scnet_config(cfg: CN) -> None:
     # Mixed precision in bfloat16 on a CPU that has it (SOLVER.AMP.ENABLED is for GPUs alone).
     cfg.SOLVER.AMP.CPU = False
 
-    # Number of checkpoints that are kept, the newest ones; 0 keeps all. The best one stays.
+    # Number of checkpoints model_<iteration>.pth that are kept, the newest ones; 0 keeps all. The
+    # final and the best one stay.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
 
     # Share of the training images that may be unreadable; they are left out and counted.

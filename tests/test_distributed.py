@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from detectron2.utils import comm
 from scnet_d2.data import register_coco_multilabel
 from scnet_d2.data.context_scenes import SceneConfig, generate
 from scnet_d2.engine import Trainer
-from scnet_d2.engine.launch import find_process, first_host
+from scnet_d2.engine.launch import find_process, first_host, launch
 
 several_processes = pytest.mark.skipif(
     "is_cuda" not in inspect.getsource(create_ddp_model),
@@ -169,6 +170,79 @@ def test_processes_of_slurm_give_the_metrics_of_one(runs, tmp_path):
     assert "Rank of current process: 0. World size: 2" in text
     _, metrics = torch.load(one / "result.pt", weights_only=False)
     assert printed_metrics(text)[0] == pytest.approx(metrics["mAP"], abs=1e-4)
+
+
+class DieAfter(HookBase):
+    """Process 1 is killed after an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_step(self):
+        if comm.get_rank() == 1 and self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_lose_one(scenes, output, start_iteration=None):
+    for data in own_data(scenes):
+        register_coco_multilabel(*data)
+    cfg = small_config(*DETERMINISTIC, "SOLVER.CHECKPOINT_PERIOD", 1, "OUTPUT_DIR", str(output))
+    default_setup(cfg, None)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=start_iteration is not None)
+    if start_iteration is None:
+        trainer.register_hooks([DieAfter(1)])
+    else:
+        assert trainer.start_iter == start_iteration
+    trainer.train()
+
+
+def join_and_lose_one(rank, port, *args):
+    """A process of two that something else than Detectron2's launch has started."""
+    os.environ.update(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    error_file = Path(args[1]) / f"error{rank}"
+    try:
+        launch(lambda _: train_and_lose_one(*args), argparse.Namespace(num_gpus=1, num_machines=1))
+    except Exception as error:
+        error_file.write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+@several_processes
+def test_a_process_that_loses_the_other_says_so_within_a_minute_and_the_run_resumes(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    scenes, one, _ = runs
+    context, port = torch.multiprocessing.get_context("spawn"), free_port()
+    processes = [
+        context.Process(target=join_and_lose_one, args=(rank, port, scenes, tmp_path))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    processes[1].join(200)
+    assert processes[1].exitcode == -signal.SIGKILL
+    processes[0].join(60)
+    assert processes[0].exitcode == 1
+    text = (tmp_path / "error0").read_text()
+    assert re.match(r"TrainingError: iteration 2: process 0 has lost another process", text)
+    detectron2_launch(train_and_lose_one, 2, dist_url="auto", args=(scenes, tmp_path, 2))
+    assert_same_weights(one, tmp_path)
+
+
+def test_launch_says_how_to_go_on_where_a_process_was_killed(monkeypatch):
+    def killed(*_, **__):
+        raise torch.multiprocessing.ProcessExitedException(
+            "process 1 terminated with signal SIGKILL", 1, 9, 100, "SIGKILL"
+        )
+
+    monkeypatch.setitem(launch.__globals__, "detectron2_launch", killed)
+    args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(RuntimeError, match=r"process 1 terminated with signal SIGKILL.*--resume"):
+        launch(print, args)
 
 
 def slurm(**variables) -> dict[str, str]:

@@ -10,7 +10,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import _strip_prefix_if_present
 
-from .files import BrokenCheckpointError, CheckpointError, read_checkpoint, replace_file
+from .files import (
+    BrokenCheckpointError,
+    CheckpointError,
+    read_checkpoint,
+    remove_partial_files,
+    replace_file,
+)
 from .names import convert_detector, match_suffixes, why_left_out
 from .report import LoadReport
 
@@ -33,6 +39,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
         *,
         init_trunk: bool = True,
         require_all: bool = False,
+        kept: int = 0,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
@@ -42,12 +49,14 @@ class SCNetCheckpointer(DetectionCheckpointer):
             save_dir: folder to save checkpoints in and to resume from.
             init_trunk: put a detector's box head into the trunks of both branches.
             require_all: refuse files that lack any of the model's tensors (evaluation, prediction).
+            kept: number of `model_<iteration>.pth` that stay, the newest ones; 0: all.
             save_to_disk: by default on the main process alone.
             checkpointables: further objects with `state_dict` and `load_state_dict`.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.init_trunk = init_trunk
         self.require_all = require_all
+        self.kept = kept
         self.report: LoadReport | None = None
 
     def load(self, path: str | None, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -78,6 +87,8 @@ class SCNetCheckpointer(DetectionCheckpointer):
         files = self._resumable() if resume else []
         if not files:
             return self.load(path, checkpointables=[])
+        if self.save_to_disk:
+            remove_partial_files(self.save_dir)
         self.require_all = True
         for file in files:
             try:
@@ -96,14 +107,14 @@ class SCNetCheckpointer(DetectionCheckpointer):
         """Checkpoints of the run, the last one first."""
         marked = self.get_checkpoint_file() if super().has_checkpoint() else ""
         final = os.path.join(self.save_dir, "model_final.pth")
-        ordered = dict.fromkeys([marked, final, *reversed(self.numbered())])
+        ordered = dict.fromkeys([marked, final, *sorted(self._numbered(), reverse=True)])
         return [file for file in ordered if os.path.isfile(file)]
 
-    def numbered(self) -> list[str]:
-        """Checkpoints `model_<iteration>.pth` of `save_dir`, the oldest first."""
+    def _numbered(self) -> list[str]:
+        """Checkpoints `model_<iteration>.pth`."""
         if not os.path.isdir(self.save_dir):
             return []
-        names = sorted(filter(_NUMBERED.fullmatch, os.listdir(self.save_dir)))
+        names = filter(_NUMBERED.fullmatch, os.listdir(self.save_dir))
         return [os.path.join(self.save_dir, name) for name in names]
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -122,6 +133,10 @@ class SCNetCheckpointer(DetectionCheckpointer):
         logger.info("Saving checkpoint to %s", path)
         replace_file(path, lambda file: torch.save(contents, file))
         self.tag_last_checkpoint(f"{name}.pth")
+        if self.kept:
+            # By age: of a run that went back to an earlier checkpoint, later numbers may be older.
+            for old in sorted(self._numbered(), key=os.path.getmtime)[: -self.kept]:
+                os.remove(old)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the last checkpoint to the file `last_checkpoint`."""

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+_PARTIAL = ".partial"  # ending of a file that is being written
+
 
 class CheckpointError(ValueError):
     """A checkpoint is absent, broken or does not fit; the message names the file and the remedy."""
@@ -66,7 +68,7 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         CheckpointError: the file cannot be written; what was there before is left as it is.
     """
-    partial = f"{path}.partial"
+    partial = path + _PARTIAL
     try:
         with open(partial, "wb") as f:
             write(f)
@@ -82,6 +84,13 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
             "are intact. Make room or choose a folder that can be written to, then go on with "
             "--resume"
         ) from error
+
+
+def remove_partial_files(folder: str) -> None:
+    """Remove what `replace_file` left in a folder when its process was killed."""
+    for name in os.listdir(folder):
+        if name.endswith(_PARTIAL):
+            os.remove(os.path.join(folder, name))
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:

@@ -2,10 +2,11 @@
 
 from .guards import check_evaluation_data, check_num_classes, class_names, warn_of_leaks
 from .launch import launch
-from .trainer import Trainer
+from .trainer import Trainer, TrainingError
 
 __all__ = [
     "Trainer",
+    "TrainingError",
     "check_evaluation_data",
     "check_num_classes",
     "class_names",

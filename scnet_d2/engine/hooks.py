@@ -1,13 +1,15 @@
 """Hooks that Detectron2 has, with what is missing in them."""
 
+import logging
 import os
 
-import torch
 from detectron2.engine import hooks
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..checkpoint import SCNetCheckpointer
+from ..checkpoint import BrokenCheckpointError, SCNetCheckpointer, read_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -34,7 +36,11 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """Take over the best metric of the run that is resumed."""
         path = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
         if self.trainer.start_iter > 0 and os.path.isfile(path):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                saved = read_checkpoint(path)
+            except BrokenCheckpointError as error:
+                logger.warning("%s. The next best checkpoint will replace it.", error)
+                return
             self.best_metric, self.best_iter = saved.get(self._val_metric), saved.get("iteration")
 
 

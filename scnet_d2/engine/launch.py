@@ -11,6 +11,7 @@ import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What srun sets for a step. A batch script has SLURM_NTASKS and SLURM_PROCID too, as one process.
@@ -43,17 +44,23 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
     Raises:
         ValueError: if the environment contradicts itself or `args`.
+        RuntimeError: if one of the processes that this one started was killed.
     """
     process = find_process(os.environ, args)
     if process is None:
-        return detectron2_launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        try:
+            return detectron2_launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except ProcessExitedException as error:  # killed, for instance out of memory
+            raise RuntimeError(
+                f"{error}; the other processes were stopped. Training goes on with --resume"
+            ) from error
     _join(process)
     result = main(args)
     dist.destroy_process_group()

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names iteration, images and remedy."""
+    """Training cannot go on; the message names the iteration and the remedy."""
 
 
 class Trainer(DefaultTrainer):
@@ -160,6 +160,13 @@ class Trainer(DefaultTrainer):
                 hook._writers = open_writers(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
         try:
             return super().train()
+        except RuntimeError as error:
+            if comm.get_world_size() > 1 and "gloo" in str(error):
+                raise TrainingError(
+                    f"iteration {self.iter}: process {comm.get_rank()} has lost another process of "
+                    "this training, whose own log may tell why. Go on with --resume"
+                ) from error
+            raise
         finally:
             if bad_images := self.train_loader.bad_images:
                 logger.warning(
@@ -182,7 +189,8 @@ class Trainer(DefaultTrainer):
             for statistic, value in zip(self._statistics, before):
                 statistic.copy_(value)
             raise self._not_finite(error) from error
-        self.storage.put_scalar("bad_images", len(self.train_loader.bad_images))
+        bad_images = len(self.train_loader.bad_images)
+        self.storage.put_scalar("bad_images", bad_images, smoothing_hint=False)
 
     def _not_finite(self, error: FloatingPointError) -> TrainingError:
         """Save the state before this iteration, and say what it was."""
@@ -210,10 +218,6 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks; with `DATASETS.VAL`, periodic validation and the best checkpoint."""
         self.checkpointer = self._build_checkpointer()  # before hooks keep Detectron2's own
         ret = super().build_hooks()
-        for hook in ret:
-            if isinstance(hook, hooks.PeriodicCheckpointer) and self.cfg.SOLVER.CHECKPOINTS_KEPT:
-                hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_KEPT
-                hook.recent_checkpoints = self.checkpointer.numbered()
         if not self.cfg.DATASETS.VAL:
             return ret
         period = self.cfg.TEST.EVAL_PERIOD
@@ -230,6 +234,7 @@ class Trainer(DefaultTrainer):
             self.model,
             self.cfg.OUTPUT_DIR,
             init_trunk=self.cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR,
+            kept=self.cfg.SOLVER.CHECKPOINTS_KEPT,
             trainer=weakref.proxy(self),
         )
 

@@ -1,0 +1,294 @@
+"""A killed run that is resumed equals an uninterrupted one; broken and full disks lose nothing."""
+
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
+from detectron2.engine.defaults import default_setup
+from torch import nn
+
+from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
+from scnet_d2.data import DatasetError, register_coco_multilabel
+from scnet_d2.data.context_scenes import SceneConfig, generate
+from scnet_d2.engine import Trainer, TrainingError
+from scnet_d2.engine.trainer import open_writers
+
+ITERATIONS = 7
+OPTS = (
+    "SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.IMS_PER_BATCH", 2,
+    "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.CROP.ENABLED", True,
+    "DATASETS.TRAIN", ("resume_train",), "DATASETS.VAL", ("resume_val",), "DATASETS.TEST", (),
+    "TEST.EVAL_PERIOD", 3,
+)  # fmt: skip
+
+
+class KillAfter(HookBase):
+    """SIGKILL to this process after an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_step(self):
+        if self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(scenes, output, *opts, resume=False) -> Trainer:
+    for split in ("train", "val"):
+        annotations = scenes / "annotations" / f"{split}.json"
+        register_coco_multilabel(f"resume_{split}", annotations, scenes / "images" / split)
+    cfg = small_config(*OPTS, "OUTPUT_DIR", str(output), *opts)
+    default_setup(cfg, None)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def train_and_be_killed(scenes, output, iteration, workers):
+    trainer = build(scenes, output, "DATALOADER.NUM_WORKERS", workers)
+    trainer.register_hooks([KillAfter(iteration)])
+    trainer.train()
+
+
+def train_and_be_killed_while_saving(scenes, output, number):
+    """SIGKILL before the rename of the file with this number."""
+    rename, calls = os.replace, iter(range(number))
+
+    def replace(source, target):
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace
+    build(scenes, output).train()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    generate(str(root), SceneConfig(sizes=(9, 2, 1)))
+    yield root / "context_scenes"
+    for split in ("train", "val"):
+        if f"resume_{split}" in DatasetCatalog:
+            DatasetCatalog.remove(f"resume_{split}")
+
+
+# What is killed, and the iteration that is the last one in a whole and marked checkpoint. Files are
+# renamed in this order: model_0000001, last_checkpoint, model_best (after iteration 2),
+# model_0000003, last_checkpoint, ...
+KILLS = {
+    "between-checkpoints": (partial(train_and_be_killed, iteration=4, workers=0), 3),
+    "with-a-worker": (partial(train_and_be_killed, iteration=2, workers=1), 1),
+    "before-the-rename": (partial(train_and_be_killed_while_saving, number=3), 1),
+    "before-the-mark": (partial(train_and_be_killed_while_saving, number=4), 1),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(scenes, tmp_path_factory):
+    """Folders of an uninterrupted run and of killed ones."""
+    context = multiprocessing.get_context("spawn")
+    folders = {name: tmp_path_factory.mktemp(name) for name in KILLS}
+    processes = [
+        context.Process(target=target, args=(scenes, folders[name]))
+        for name, (target, _) in KILLS.items()
+    ]
+    for process in processes:
+        process.start()
+    whole = tmp_path_factory.mktemp("whole")
+    build(scenes, whole).train()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+    return folders | {"whole": whole}
+
+
+def assert_equal(a, b):
+    """Tensors bit for bit, in nested containers."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_run_resumes_to_the_weights_optimizer_and_best_score_of_an_uninterrupted_one(
+    scenes, runs, name
+):
+    folder, (_, saved) = runs[name], KILLS[name]
+    trainer = build(scenes, folder, resume=True)
+    assert trainer.start_iter == saved + 1
+    trainer.train()
+    for file in ("model_final.pth", "model_best.pth"):
+        assert_equal(
+            read_checkpoint(str(folder / file)), read_checkpoint(str(runs["whole"] / file))
+        )
+    assert not list(folder.glob("*.partial"))
+
+
+def test_metrics_of_iterations_that_are_trained_again_are_taken_out(tmp_path, caplog):
+    path = tmp_path / "metrics.json"
+    path.write_text(
+        '{"iteration": 19, "total_loss": 3.0}\n{"iteration": 20, "val/mAP": NaN}\n'
+        '{"iteration": 39, "total_loss": 2.0}\n{"iteration": 59, "tot'
+    )
+    writers = open_writers(str(tmp_path), 21, 100)
+    for writer in writers:
+        writer.close()
+    assert path.read_text() == (
+        '{"iteration": 19, "total_loss": 3.0}\n{"iteration": 20, "val/mAP": NaN}\n'
+    )
+    assert "left out a line that is not whole" in caplog.text
+
+
+def test_batches_are_those_of_the_seed_for_any_start_and_any_number_of_workers(scenes, tmp_path):
+    def batches(start, workers):
+        loader = build(scenes, tmp_path, "DATALOADER.NUM_WORKERS", workers).train_loader
+        loader.start = start
+        return [
+            [(x["file_name"], x["image"].sum().item(), x["instances"].gt_boxes) for x in batch]
+            for batch, _ in zip(loader, range(6 - start))
+        ]
+
+    every = batches(0, 0)
+    assert len({str(batch) for batch in every}) == 6
+    for start, workers in ((2, 0), (3, 2)):
+        assert str(batches(start, workers)) == str(every[start:])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "absent"])
+def test_a_broken_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog, damage):
+    checkpointer = SCNetCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    for iteration in (1, 3, 5):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = tmp_path / "model_0000005.pth"
+    if damage == "absent":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:1000] if damage == "truncated" else b"")
+    with caplog.at_level(logging.WARNING):
+        assert checkpointer.resume_or_load("", resume=True)["iteration"] == 3
+    assert damage == "absent" or "model_0000005.pth cannot be read" in caplog.text
+
+
+def test_nothing_is_trained_from_scratch_where_all_checkpoints_are_broken(tmp_path):
+    checkpointer = SCNetCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    checkpointer.save("model_0000001")
+    (tmp_path / "model_0000001.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of its checkpoints can be read"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.fixture
+def full_disk():
+    """Files of more than 50 KB cannot be written; the kernel says so."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint_intact(tmp_path, full_disk):
+    checkpointer = SCNetCheckpointer(nn.Linear(1, 1), str(tmp_path))
+    checkpointer.save("model_0000001", iteration=1)
+    checkpointer.model = nn.Linear(200, 200)
+    with pytest.raises(CheckpointError, match=r"model_0000003\.pth cannot be written.*--resume"):
+        checkpointer.save("model_0000003")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    checkpointer.model = nn.Linear(1, 1)
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_error():
+    checkpointer = SCNetCheckpointer(nn.Linear(1, 1), "/proc")
+    with pytest.raises(CheckpointError, match=r"/proc/model\.pth cannot be written"):
+        checkpointer.save("model")
+
+
+def test_the_newest_checkpoints_are_kept_also_when_a_run_went_back(tmp_path):
+    checkpointer = SCNetCheckpointer(nn.Linear(1, 1), str(tmp_path), kept=2)
+    for age, name in enumerate(("0000001", "0000009", "0000003", "0000005")):
+        checkpointer.save(f"model_{name}")
+        os.utime(tmp_path / f"model_{name}.pth", (age, age))
+    checkpointer.save("model_final")
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+        "model_0000003.pth", "model_0000005.pth", "model_final.pth",
+    ]  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_state_before_it(
+    scenes, tmp_path
+):
+    trainer = build(scenes, tmp_path, "DATASETS.VAL", (), "SOLVER.CHECKPOINT_PERIOD", 100)
+    state = {}
+    forward = trainer.model.context_head.forward
+
+    def spoilt(*args):
+        if trainer.iter == 2:
+            return forward(*args) * float("nan")
+        return forward(*args)
+
+    class Keep(HookBase):
+        def after_step(self):
+            state.update({k: v.clone() for k, v in trainer.model.state_dict().items()})
+
+    trainer.model.context_head.forward = spoilt
+    trainer.register_hooks([Keep()])
+    with pytest.raises(TrainingError, match=r"iteration 2: the loss is not finite.*\.png"):
+        trainer.train()
+    resumed = build(scenes, tmp_path, resume=True)
+    assert resumed.start_iter == 2
+    assert_equal(resumed.model.state_dict(), state)
+
+
+def copy_with_bad_images(scenes, folder, count):
+    """The training images, `count` of them with nothing in it."""
+    images = folder / "images" / "train"
+    images.mkdir(parents=True)
+    for i, path in enumerate(sorted((scenes / "images" / "train").iterdir())):
+        (images / path.name).write_bytes(b"" if i < count else path.read_bytes())
+    return images
+
+
+@pytest.mark.parametrize(("bad", "share"), [(1, 0.12), (2, 0.12), (1, 0.0)])
+def test_bad_images_are_left_out_and_counted_up_to_the_share_of_a_key(
+    scenes, tmp_path, caplog, bad, share
+):
+    name = f"resume_bad_{bad}_{share}"
+    images = copy_with_bad_images(scenes, tmp_path, bad)
+    register_coco_multilabel(name, scenes / "annotations" / "train.json", images)
+    opts = (
+        "DATASETS.TRAIN", (name,), "DATASETS.VAL", (), "DATALOADER.MAX_BAD_IMAGES", share,
+        "SOLVER.MAX_ITER", 6,
+    )  # fmt: skip
+    trainer = build(scenes, tmp_path / "run", *opts)  # 9 images; 0.12 of them: 2
+    if (bad, share) == (1, 0.0):
+        with pytest.raises(DatasetError, match=r"DATALOADER\.MAX_BAD_IMAGES allows 0"):
+            trainer.train()
+        return
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert f"{bad} training images could not be used and were left out" in caplog.text
+    assert "000001.png" in caplog.text
+    last = json.loads((tmp_path / "run" / "metrics.json").read_text().splitlines()[-1])
+    assert last["bad_images"] == bad
+    assert np.isfinite(last["total_loss"])
