@@ -16,7 +16,14 @@ from scnet_d2.data import (
     register_coco_arguments,
     set_label_policy,
 )
-from scnet_d2.engine import Trainer, check_num_classes, class_names, launch, warn_of_leaks
+from scnet_d2.engine import (
+    Trainer,
+    check_num_classes,
+    check_output_dir,
+    class_names,
+    launch,
+    warn_of_leaks,
+)
 
 
 def setup(args) -> CfgNode:
@@ -31,6 +38,7 @@ def setup(args) -> CfgNode:
             f"{cfg.OUTPUT_DIR} holds another run; continue it with --resume, or choose a new "
             "folder with: OUTPUT_DIR <folder>"
         )
+    check_output_dir(cfg.OUTPUT_DIR)
     set_label_policy(LabelPolicy.from_config(cfg))
     register_coco_arguments(args)
     datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN

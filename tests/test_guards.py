@@ -8,7 +8,12 @@ from detectron2.data import MetadataCatalog
 
 from scnet_d2.data import DatasetError
 from scnet_d2.data.context_scenes import CLASSES
-from scnet_d2.engine import check_evaluation_data, check_num_classes, warn_of_leaks
+from scnet_d2.engine import (
+    check_evaluation_data,
+    check_num_classes,
+    check_output_dir,
+    warn_of_leaks,
+)
 
 ZOO = "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088.pkl"
 
@@ -103,3 +108,10 @@ def test_the_same_classes_in_another_order_are_an_error():
 def test_agreeing_classes_pass(names):
     assert list(MetadataCatalog.get("context_scenes_test").thing_classes) == list(CLASSES)
     check_num_classes(small_config("DATASETS.CLASS_NAMES", names))
+
+
+def test_an_output_folder_that_cannot_be_written_to_stops_before_training(tmp_path):
+    check_output_dir(str(tmp_path / "new"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+    with pytest.raises(ValueError, match="OUTPUT_DIR /proc/new cannot be written to"):
+        check_output_dir("/proc/new")

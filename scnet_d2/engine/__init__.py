@@ -1,6 +1,12 @@
 """Training and evaluation of SCNet."""
 
-from .guards import check_evaluation_data, check_num_classes, class_names, warn_of_leaks
+from .guards import (
+    check_evaluation_data,
+    check_num_classes,
+    check_output_dir,
+    class_names,
+    warn_of_leaks,
+)
 from .launch import launch
 from .trainer import Trainer, TrainingError
 
@@ -9,6 +15,7 @@ __all__ = [
     "TrainingError",
     "check_evaluation_data",
     "check_num_classes",
+    "check_output_dir",
     "class_names",
     "launch",
     "warn_of_leaks",

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 
 import yaml
@@ -70,6 +71,23 @@ def check_evaluation_data(cfg: CfgNode) -> None:
     for dataset in dict.fromkeys(_evaluated(cfg)):
         if dataset not in cfg.DATASETS.TRAIN:
             DatasetCatalog.get(dataset)
+
+
+def check_output_dir(folder: str) -> None:
+    """Stop where nothing can be written to a local output folder, which is made if absent.
+
+    Raises:
+        ValueError: naming the folder and the key.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"1")
+    except OSError as error:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} cannot be written to ({error.strerror}); choose another folder "
+            "with: OUTPUT_DIR <folder>"
+        ) from error
 
 
 def warn_of_leaks(cfg: CfgNode) -> None:
