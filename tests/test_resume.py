@@ -18,7 +18,7 @@ from detectron2.engine.defaults import default_setup
 from torch import nn
 
 from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
-from scnet_d2.data import DatasetError, register_coco_multilabel
+from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
 from scnet_d2.data.context_scenes import SceneConfig, generate
 from scnet_d2.engine import Trainer, TrainingError
 from scnet_d2.engine.trainer import open_writers
@@ -292,3 +292,25 @@ def test_bad_images_are_left_out_and_counted_up_to_the_share_of_a_key(
     last = json.loads((tmp_path / "run" / "metrics.json").read_text().splitlines()[-1])
     assert last["bad_images"] == bad
     assert np.isfinite(last["total_loss"])
+
+
+def test_a_loader_that_cannot_be_resumed_is_refused(scenes, tmp_path):
+    class OwnLoader(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return [[]]
+
+    cfg = build(scenes, tmp_path).cfg
+    with pytest.raises(TypeError, match=r"OwnLoader.*TrainLoader\.from_config"):
+        OwnLoader(cfg)
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("scnet_d2.data.train_loader.comm.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH 3 does not divide among 2"):
+        TrainLoader.from_config(small_config("SOLVER.IMS_PER_BATCH", 3), mapper=None)
+
+
+def test_an_unknown_sampler_is_refused_by_name(scenes, tmp_path):
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN is 'Shuffled'; choose TrainingSampler"):
+        build(scenes, tmp_path, "DATALOADER.SAMPLER_TRAIN", "Shuffled")
