@@ -9,7 +9,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
-    package_data={"scnet_d2.evaluation": ["published.json", "report.css", "report.js"]},
+    package_data={
+        "scnet_d2.evaluation": ["published.json", "report.css", "report.js"],
+        "scnet_d2.inference": ["label_page.css", "label_page.js"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "detectron2>=0.6",
@@ -24,8 +27,10 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "app": ["gradio>=6.31,<7"],
         "safetensors": ["safetensors"],
         "test": [
+            "gradio>=6.31,<7",
             "hypothesis",
             "pytest",
             "pytest-xdist",
@@ -34,6 +39,7 @@ setup(
             "pypi-simple",
             "safetensors",
             "scipy",
+            "selenium>=4.11",
         ],
     },
 )

@@ -160,9 +160,9 @@ def picture(
         )
     else:
         fill = f'width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"'
-        body = f'<image href="{_jpeg_url(image)}" {fill}></image>'
-        body += "".join(_boxes(box, scale) for box in reversed(boxes))
-        body += _badges(boxes, scale, (height, width))
+        body = f'<image href="{jpeg_url(image, PICTURE_SIDE)}" {fill}></image>'
+        body += "".join(box_lines(box, scale) for box in reversed(boxes))
+        body += badges(boxes, scale, (height, width))
     return (
         f'<svg class="picture" viewBox="0 0 {width:.1f} {height:.1f}" role="img" '
         f'aria-label="{escape(label)}">{body}</svg>'
@@ -172,6 +172,55 @@ def picture(
 def color(number: int) -> str:
     """Colour of a numbered label."""
     return COLORS[(number - 1) % len(COLORS)]
+
+
+def jpeg_url(image: np.ndarray, side: int) -> str:
+    """An (H, W, 3) uint8 RGB image as a data URL, its long side reduced to ``side`` pixels."""
+    reduced = Image.fromarray(image)
+    reduced.thumbnail((side, side))
+    buffer = io.BytesIO()
+    reduced.save(buffer, "JPEG", quality=82, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def box_lines(box: DrawnBox, scale: float) -> str:
+    """SVG rectangles of a label's boxes, ``scale`` units of the drawing to a pixel of the image.
+
+    Each line lies on a dark rim, which keeps it visible on any photograph.
+    """
+    shapes = []
+    for style, corners in (("context", box.context), ("tight", box.tight)):
+        if np.isnan(corners).any():
+            continue
+        x0, y0, x1, y1 = (corners * scale).tolist()
+        place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
+        shapes.append(f'<rect class="{style} rim" {place}></rect>')
+        shapes.append(f'<rect class="{style}" {place} stroke="{color(box.number)}"></rect>')
+    return "".join(shapes)
+
+
+def badges(boxes: Sequence[DrawnBox], scale: float, size: tuple[float, float]) -> str:
+    """Numbers above the top left of the tight boxes, moved on where another stands already.
+
+    Args:
+        boxes: the first keeps its place.
+        scale: units of the drawing to a pixel of the image.
+        size: (height, width) of the drawing in its units.
+    """
+    side, taken, parts = 24.0, [], []
+    height, width = size
+    for box in boxes:
+        x = min(max(box.tight[0] * scale, 0), width - side)
+        y = min(max(box.tight[1] * scale - side, 0), height - side)
+        while any(abs(x - tx) < side and abs(y - ty) < side for tx, ty in taken):
+            x, y = (x + side, y) if x + 2 * side <= width else (0.0, y + side)
+        taken.append((x, y))
+        parts.append(
+            f'<rect class="badge" x="{x:.1f}" y="{y:.1f}" width="{side}" height="{side}" '
+            f'style="fill:{color(box.number)}"></rect>'
+            f'<text x="{x + side / 2:.1f}" y="{y + 18.5:.1f}">{box.number}</text>'
+        )
+    return "".join(parts)
 
 
 def _chart(name: str, label: str, below: int, body: str) -> str:
@@ -245,42 +294,3 @@ def _heat_cell(count: int, top: int, own: bool) -> str:
     red, green, blue = (round(255 + share * (end - 255)) for end in (0, 0x72, 0xB2))
     ink = "#fff" if share > 0.72 else "#1b1f24"
     return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{count}</td>'
-
-
-def _jpeg_url(image: np.ndarray) -> str:
-    reduced = Image.fromarray(image)
-    reduced.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    buffer = io.BytesIO()
-    reduced.save(buffer, "JPEG", quality=82, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _boxes(box: DrawnBox, scale: float) -> str:
-    """Each line on a dark rim, which keeps it visible on any photograph."""
-    shapes = []
-    for style, corners in (("context", box.context), ("tight", box.tight)):
-        if np.isnan(corners).any():
-            continue
-        x0, y0, x1, y1 = (corners * scale).tolist()
-        place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
-        shapes.append(f'<rect class="{style} rim" {place}></rect>')
-        shapes.append(f'<rect class="{style}" {place} stroke="{color(box.number)}"></rect>')
-    return "".join(shapes)
-
-
-def _badges(boxes: Sequence[DrawnBox], scale: float, size: tuple[float, float]) -> str:
-    """Numbers above the top left of the tight boxes, moved on where another stands already."""
-    side, taken, parts = 24.0, [], []
-    height, width = size
-    for box in boxes:
-        x = min(max(box.tight[0] * scale, 0), width - side)
-        y = min(max(box.tight[1] * scale - side, 0), height - side)
-        while any(abs(x - tx) < side and abs(y - ty) < side for tx, ty in taken):
-            x, y = (x + side, y) if x + 2 * side <= width else (0.0, y + side)
-        taken.append((x, y))
-        parts.append(
-            f'<rect class="badge" x="{x:.1f}" y="{y:.1f}" width="{side}" height="{side}" '
-            f'style="fill:{color(box.number)}"></rect>'
-            f'<text x="{x + side / 2:.1f}" y="{y + 18.5:.1f}">{box.number}</text>'
-        )
-    return "".join(parts)
