@@ -24,9 +24,12 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "export": ["onnx", "onnxruntime"],
         "safetensors": ["safetensors"],
         "test": [
             "hypothesis",
+            "onnx",
+            "onnxruntime",
             "pytest",
             "pytest-xdist",
             "ruff==0.17.6",
