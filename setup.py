@@ -28,10 +28,13 @@ setup(
     ],
     extras_require={
         "app": ["gradio>=6.31,<7"],
+        "export": ["onnx", "onnxruntime"],
         "safetensors": ["safetensors"],
         "test": [
             "gradio>=6.31,<7",
             "hypothesis",
+            "onnx",
+            "onnxruntime",
             "pytest",
             "pytest-xdist",
             "ruff==0.17.6",

@@ -1,11 +1,11 @@
 """From label scores of boxes to label scores of an image."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from detectron2.config import configurable
 from torch import nn
+from torch.nn import functional as F
 
 
 def max_score(scores: torch.Tensor) -> torch.Tensor:
@@ -15,7 +15,7 @@ def max_score(scores: torch.Tensor) -> torch.Tensor:
 
 def topk_mean(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Mean of the k highest scores over the boxes (of all, where there are fewer)."""
-    return scores.topk(min(k, len(scores)), dim=0).values.mean(dim=0)
+    return scores.sort(dim=0, descending=True).values[:k].mean(dim=0)
 
 
 def noisy_or(scores: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,8 @@ def logsumexp(scores: torch.Tensor, sharpness: float) -> torch.Tensor:
     Source: Pinheiro and Collobert, "From image-level to pixel-level labeling with convolutional
     networks", CVPR 2015.
     """
-    return (torch.logsumexp(scores * sharpness, dim=0) - math.log(len(scores))) / sharpness
+    log_num_boxes = torch.logsumexp(torch.zeros_like(scores), dim=0)  # len() is frozen in tracing
+    return (torch.logsumexp(scores * sharpness, dim=0) - log_num_boxes) / sharpness
 
 
 class LabelAggregator(nn.Module):
@@ -113,6 +114,7 @@ class LabelAggregator(nn.Module):
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
         """Aggregate the label scores (K, C) of an image's boxes to (C,); no box gives all zero."""
-        if len(scores) == 0:
-            return scores.new_zeros(scores.shape[1])
+        # All the boxes or else a row of zeros, without a branch, which tracing would freeze.
+        padded = F.pad(scores, (0, 0, 0, 1))
+        scores = torch.cat([padded[:1], padded[1:-1]])
         return self.aggregate(scores).clamp(0, 1)

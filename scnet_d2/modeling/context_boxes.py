@@ -27,11 +27,9 @@ def expand_boxes(boxes: torch.Tensor, image_size: tuple[int, int], ratio: float)
     if not ratio >= 1:
         raise ValueError(f"expansion ratio must be at least 1, got {ratio}")
     margin = (boxes[:, 2:] - boxes[:, :2]) * ((ratio - 1) / 2)  # (K, 2)
-    height, width = image_size
-    limit = boxes.new_tensor([width, height])
-    top_left = torch.minimum((boxes[:, :2] - margin).clamp(min=0), limit)
-    bottom_right = torch.minimum((boxes[:, 2:] + margin).clamp(min=0), limit)
-    return torch.cat([top_left, bottom_right], dim=1)  # (K, 4)
+    expanded = Boxes(torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1))
+    expanded.clip(image_size)
+    return expanded.tensor  # (K, 4)
 
 
 def object_label_targets(

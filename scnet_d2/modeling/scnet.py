@@ -165,6 +165,22 @@ class SCNet(nn.Module):
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Predictions for each image, in original coordinates; see `forward`."""
         images = self.preprocess_image(batched_inputs)
+        boxes, scores, context = self.score_boxes(images)
+        detections = self._detect(boxes, scores, context, images.image_sizes)
+        return [
+            {"instances": _to_original_size(d, x), "image_scores": self.aggregator(s)}
+            for d, s, x in zip(detections, scores, batched_inputs)
+        ]
+
+    def score_boxes(
+        self, images: ImageList
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[Boxes]]:
+        """Label scores of all boxes that the RPN keeps, in network coordinates.
+
+        Returns:
+            For each image the boxes (K, 4) XYXY, refined where there is an object branch, their
+            fused label scores (K, C) in [0, 1], and their K context boxes.
+        """
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         tight = [p.proposal_boxes for p in proposals]
@@ -178,12 +194,7 @@ class SCNet(nn.Module):
         if self.context_head is not None:
             context_logits = self.context_head(features, context)
         scores = self.aggregator.fuse(object_logits, context_logits, patch_logits.sigmoid())
-        scores = scores.split([len(b) for b in tight])  # one (K, C) for each image
-        detections = self._detect(boxes, scores, context, images.image_sizes)
-        return [
-            {"instances": _to_original_size(d, x), "image_scores": self.aggregator(s)}
-            for d, s, x in zip(detections, scores, batched_inputs)
-        ]
+        return boxes, list(scores.split([len(b) for b in tight])), context
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, pad them to one size and batch them."""

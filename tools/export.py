@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Write SCNet as TorchScript, ONNX or safetensors, and check the file against PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
+from tabulate import tabulate
+
+from scnet_d2 import add_scnet_config
+from scnet_d2.data.context_scenes import SceneConfig, render_scene
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference import export as formats
+from scnet_d2.inference.export import Difference, output_difference, pytorch_run
+
+EXPORT = {
+    "torchscript": formats.export_torchscript,
+    "onnx": formats.export_onnx,
+    "safetensors": formats.export_safetensors,
+}
+LOAD = {
+    "torchscript": formats.load_torchscript,
+    "onnx": formats.load_onnx,
+    "safetensors": formats.load_safetensors,
+}
+SCALES = (0.75, 1.0, 1.25)  # of the test size
+LEAST_PAIRED = 0.95
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export and check; returns 1 where the file differs too much and was not kept."""
+    parser = get_parser()
+    args = parser.parse_args(arguments)
+    output = Path(args.output)
+    if output.exists() and not args.overwrite:
+        parser.error(f"{output} is there already: choose another --output or add --overwrite")
+    if args.format == "safetensors" and output.suffix != ".safetensors":
+        parser.error(f"--output {output}: the checkpointer knows the format by .safetensors")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.stem}.partial{output.suffix}")
+    try:
+        predictor = SCNetPredictor(setup(args))
+        start = time.perf_counter()
+        EXPORT[args.format](predictor, partial)
+        seconds = time.perf_counter() - start
+        rows = list(check(predictor, args, partial))
+        print(table(rows))
+        if not passed(rows, args.tolerance):
+            return 1
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"\n{output}: {output.stat().st_size / 1e6:.1f} MB, exported in {seconds:.1f} s")
+    return 0
+
+
+def setup(args) -> CfgNode:
+    """Read the config and the key overrides; the model is on the CPU."""
+    cfg = get_cfg()
+    add_scnet_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def check(predictor: SCNetPredictor, args, file: Path) -> Iterator[tuple[str, str, Difference]]:
+    """Name, size and difference of each image at each scale."""
+    expected, (actual, _) = pytorch_run(predictor.model), LOAD[args.format](file)
+    for name, image in check_images(args.check, predictor.input_format):
+        for scale in SCALES:
+            resized = resize(image, predictor.cfg.INPUT, scale)
+            size = "{} x {}".format(*resized.shape[:2])
+            yield name, size, output_difference(expected(resized), actual(resized))
+
+
+def check_images(files: list[str], input_format: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The given photographs, or one generated scene; (H, W, 3) uint8 in the model's format."""
+    if not files:
+        image, _ = render_scene(SceneConfig(), "test", 0)
+        yield "generated scene", image if input_format == "BGR" else image[:, :, ::-1]
+    for file in files:
+        yield Path(file).name, read_image(file, format=input_format)
+
+
+def resize(image: np.ndarray, sizes: CfgNode, scale: float) -> np.ndarray:
+    """The image at the test size times `scale`."""
+    shorter, longer = (round(scale * x) for x in (sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST))
+    return ResizeShortestEdge([shorter, shorter], longer).get_transform(image).apply_image(image)
+
+
+def table(rows: list[tuple[str, str, Difference]]) -> str:
+    """Largest absolute differences as text."""
+    headers = ["image", "size", "image scores", "boxes found"]
+    headers += ["boxes, px", "label scores", "context boxes, px"]
+    body = []
+    for name, size, d in rows:
+        found = f"{d.num_paired} of {d.num_boxes}"
+        differences = (f"{x:.1e}" for x in (d.boxes, d.label_scores, d.context_boxes))
+        body.append([name, size, f"{d.image_scores:.1e}", found, *differences])
+    return tabulate(body, headers, disable_numparse=True)
+
+
+def passed(rows: list[tuple[str, str, Difference]], tolerance: float) -> bool:
+    """Whether all images agree; says where they do not."""
+    worst = max(d.image_scores for _, _, d in rows)
+    found = min(d.num_paired / max(d.num_boxes, 1) for _, _, d in rows)
+    agree = all(d.image_scores <= tolerance for _, _, d in rows) and found >= LEAST_PAIRED
+    if not agree:
+        print(
+            f"\nNot kept: image scores differ by up to {worst:.1e} (--tolerance {tolerance:g}), "
+            f"and {found:.0%} of the boxes were found again (at least {LEAST_PAIRED:.0%})",
+            file=sys.stderr,
+        )
+    return agree
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--format", required=True, choices=list(EXPORT))
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--check", nargs="+", default=[], metavar="IMAGE",
+        help="photographs to compare with PyTorch on; a generated scene by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, metavar="X",
+        help="most that image scores may differ (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE",
+        help="config keys, for example MODEL.WEIGHTS model_final.pth",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
