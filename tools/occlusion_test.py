@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from branch_scores import Recorder, load_run
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scnet_d2.data import add_register_coco_argument, register_coco_arguments
+from scnet_d2.data import add_register_coco_argument, read_image, register_coco_arguments
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import SCNetPredictor

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from detectron2.data import detection_utils
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import clip_annotations
 from .errors import DatasetError, require_path
+from .images import image_size
 from .labels import get_label_policy, image_labels
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
@@ -86,7 +86,7 @@ def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any
     try:
         height, width, objects = _parse(xml_file, os.stat(xml_file).st_mtime_ns)
         if height < 1 or width < 1:
-            height, width = detection_utils.read_image(image_file).shape[:2]
+            height, width = image_size(image_file)
     except (OSError, ET.ParseError, ValueError) as e:
         raise DatasetError(
             f"image {image_id}.jpg of {dataset_name}: {e}. Correct '{xml_file}' or unpack the "

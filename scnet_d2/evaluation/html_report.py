@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from detectron2.data.detection_utils import read_image
 
+from ..data.errors import ImageError
+from ..data.images import read_image
 from . import html_charts as charts
 from .analysis import (
     ImageErrors,
@@ -494,8 +495,8 @@ def _listed_labels(run: SavedRun, errors: ImageErrors, row: int) -> list[tuple[i
 def _read(file_name: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB as the model saw it, turned as its EXIF tag says; None where lost."""
     try:
-        return np.asarray(read_image(file_name, "RGB"), dtype=np.uint8)
-    except (OSError, ValueError):
+        return read_image(file_name, "RGB")
+    except ImageError:
         return None
 
 

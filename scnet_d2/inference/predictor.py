@@ -11,6 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from ..checkpoint import SCNetCheckpointer
+from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.evidence import best_box
 from ..evaluation.thresholds import label_thresholds
 
@@ -61,7 +62,7 @@ class SCNetPredictor(DefaultPredictor):
             The model's output for the image (see `SCNet.forward`), or a list of outputs.
 
         Raises:
-            ValueError: if an image is not (H, W, 3) uint8.
+            ValueError: if an image is not (H, W, 3) uint8, is empty or a strip.
         """
         if isinstance(original_image, np.ndarray):
             return self.model([self._input(original_image)])[0]
@@ -73,6 +74,11 @@ class SCNetPredictor(DefaultPredictor):
                 f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
             )
         height, width = image.shape[:2]
+        if not 0 < max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
+            raise ValueError(
+                f"an image of {width} x {height} pixels is empty or narrower than "
+                f"1:{MAX_ASPECT_RATIO}: leave it out or cut it"
+            )
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
         image = self.aug.get_transform(image).apply_image(image)
