@@ -10,20 +10,17 @@ from pathlib import Path
 
 import cv2
 import tqdm
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
 
-from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2 import load_config, use_available_device
 from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels
 
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     use_available_device(cfg)
     cfg.freeze()
     return cfg

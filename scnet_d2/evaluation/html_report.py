@@ -18,8 +18,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import yaml
 
+from ..config import read_run_config
 from ..data.errors import ImageError
 from ..data.images import read_image
 from . import html_charts as charts
@@ -118,7 +118,7 @@ def load_run(run_dir: str | Path, dataset: str | None = None) -> SavedRun:
     """
     run_dir = Path(run_dir)
     config_file = run_dir / "config.yaml"
-    config = yaml.safe_load(config_file.read_text()) if config_file.exists() else {}
+    config = read_run_config(config_file) if config_file.exists() else {}
     dataset = dataset or _choose_dataset(run_dir, config)
     path = run_dir / "inference" / dataset / "multilabel_scores.npz"
     if not path.exists():
