@@ -37,7 +37,7 @@ def class_names(dataset_name: str) -> list[str]:
     if dataset_name not in DatasetCatalog:
         close = get_close_matches(dataset_name, DatasetCatalog.list(), 1)
         raise DatasetError(
-            f"there is no data set '{dataset_name}'{f'; did you mean {close[0]}?' if close else ''}. "
+            f"there is no data set '{dataset_name}'{f', but {close[0]}' if close else ''}. "
             "datasets/README.md lists the built-in ones; your own need --register-coco NAME JSON "
             "IMAGE_ROOT"
         )
