@@ -119,7 +119,8 @@ def add_scnet_config(cfg: CN) -> None:
     # Number of checkpoints that are kept, the newest ones; 0 keeps all. The best one stays.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
 
-    # Share of the training images that may be unreadable; they are left out and counted.
+    # Share of a data set's images that may be unreadable. They are counted; training leaves them
+    # out, and in evaluation every label of theirs scores 0.
     cfg.DATALOADER.MAX_BAD_IMAGES = 0.01
 
     # Evaluated every TEST.EVAL_PERIOD iterations; the best checkpoint is chosen on the first one.

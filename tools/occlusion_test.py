@@ -26,6 +26,7 @@ from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.modeling import expand_boxes
+from scnet_d2.outputs import new_file
 
 GREY = 128
 # Name -> sides of the outer and of the inner border / sides of the box; None: the image's border.
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all of %(choices)s"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the values")
+    parser.add_argument("--output", type=new_file, help="new JSON file for the values")
     add_register_coco_argument(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)

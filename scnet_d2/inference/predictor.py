@@ -11,6 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from ..checkpoint import SCNetCheckpointer
+from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.evidence import best_box
 from ..evaluation.thresholds import label_thresholds
@@ -95,6 +96,7 @@ def _class_names(cfg) -> list[str]:
             f"{len(names)} class names for {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes: use the "
             "config.yaml of the training run, or set DATASETS.CLASS_NAMES"
         )
+    check_class_names(names, "DATASETS.CLASS_NAMES")
     return names
 
 
