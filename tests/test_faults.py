@@ -397,6 +397,12 @@ def test_metrics_that_cannot_be_computed_stop_before_training(dataset, opts, mes
         check_evaluation_data(evaluation_config(dataset, "none", *opts))
 
 
+def test_evaluation_data_without_any_label_stop_before_training(dataset, tmp_path):
+    write_coco(tmp_path, [f"{i}.png" for i in range(4)])
+    with pytest.raises(ValueError, match="faulty: no image has a label; there is nothing to eval"):
+        check_evaluation_data(evaluation_config(dataset, "none"))
+
+
 def test_an_unknown_data_set_is_named_with_the_nearest_known_one():
     with pytest.raises(
         DatasetError, match=r"no data set 'voc_2007_tset_multilabel', but voc_2007_"

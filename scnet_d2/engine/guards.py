@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import read_run_config
 from ..data.errors import DatasetError, check_files_exist
 from ..evaluation import label_thresholds
+from ..evaluation.multilabel_evaluator import ground_truth
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +86,13 @@ def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
     Raises:
         DatasetError: if a data set is absent or broken, or too many of its images are not there.
-        ValueError: for thresholds or a k with which the metrics cannot be computed.
+        ValueError: for labels, thresholds or a k with which the metrics cannot be computed.
     """
     for dataset in dict.fromkeys(cfg.DATASETS.TEST if eval_only else _evaluated(cfg)):
-        names = class_names(dataset)
+        names, dicts = class_names(dataset), DatasetCatalog.get(dataset)
         label_thresholds(cfg, names)
-        check_files_exist(DatasetCatalog.get(dataset), dataset, cfg.DATALOADER.MAX_BAD_IMAGES)
+        ground_truth(dicts, dataset, len(names))
+        check_files_exist(dicts, dataset, cfg.DATALOADER.MAX_BAD_IMAGES)
     if cfg.TEST.LABEL_TOP_K < 1:
         raise ValueError(f"TEST.LABEL_TOP_K is {cfg.TEST.LABEL_TOP_K}; set it to at least 1")
 

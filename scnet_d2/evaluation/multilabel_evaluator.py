@@ -305,13 +305,19 @@ def detection_scores(instances: Instances, num_classes: int) -> np.ndarray:
 
 
 def load_ground_truth(dataset_name: str, num_classes: int) -> GroundTruth:
-    """Image labels of a registered data set.
+    """Image labels of a registered data set; see :func:`ground_truth`."""
+    return ground_truth(DatasetCatalog.get(dataset_name), dataset_name, num_classes)
+
+
+def ground_truth(
+    dataset_dicts: Sequence[dict[str, Any]], dataset_name: str, num_classes: int
+) -> GroundTruth:
+    """Image labels of dataset dicts.
 
     Raises:
         ValueError: a label that is not a contiguous class id, naming the image's file; two images
-            with one id.
+            with one id; no label at all.
     """
-    dataset_dicts = DatasetCatalog.get(dataset_name)
     shape = (len(dataset_dicts), num_classes)
     labels, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for row, dataset_dict in enumerate(dataset_dicts):
@@ -322,6 +328,8 @@ def load_ground_truth(dataset_name: str, num_classes: int) -> GroundTruth:
     if len(set(image_ids)) < len(image_ids):
         repeated = next(i for i in image_ids if image_ids.count(i) > 1)
         raise ValueError(f"{dataset_name} has more than one image with image_id {repeated!r}")
+    if not (labels & ~ignored).any():
+        raise ValueError(f"{dataset_name}: no image has a label; there is nothing to evaluate")
     file_names = [str(d.get("file_name", d["image_id"])) for d in dataset_dicts]
     return GroundTruth(image_ids, file_names, labels, ignored)
 
