@@ -404,10 +404,8 @@ def test_evaluation_data_without_any_label_stop_before_training(dataset, tmp_pat
 
 
 def test_an_unknown_data_set_is_named_with_the_nearest_known_one():
-    with pytest.raises(
-        DatasetError, match=r"no data set 'voc_2007_tset_multilabel', but voc_2007_"
-    ):
-        class_names("voc_2007_tset_multilabel")
+    with pytest.raises(DatasetError, match=r"'voc_2007_tset'\. Did you mean voc_2007_test\?"):
+        class_names("voc_2007_tset")
     with pytest.raises(DatasetError, match=r"'mine'.*--register-coco NAME JSON IMAGE_ROOT"):
         class_names("mine")
 

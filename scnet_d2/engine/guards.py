@@ -37,10 +37,10 @@ def class_names(dataset_name: str) -> list[str]:
     """
     if dataset_name not in DatasetCatalog:
         close = get_close_matches(dataset_name, DatasetCatalog.list(), 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
         raise DatasetError(
-            f"there is no data set '{dataset_name}'{f', but {close[0]}' if close else ''}. "
-            "datasets/README.md lists the built-in ones; your own need --register-coco NAME JSON "
-            "IMAGE_ROOT"
+            f"there is no data set '{dataset_name}'.{hint} datasets/README.md lists the built-in "
+            "ones; your own need --register-coco NAME JSON IMAGE_ROOT"
         )
     metadata = MetadataCatalog.get(dataset_name)
     if not metadata.get("thing_classes"):

@@ -158,12 +158,15 @@ class MultiLabelEvaluator(DatasetEvaluator):
         logger.info("Multi-label results on %s, in percent:\n%s", self._dataset_name, text)
         if reasons := [p.unreadable for p in matched if p.unreadable]:
             results["multilabel"]["unreadable_images"] = float(len(reasons))
-            logger.warning(
-                "%d of the %d images of %s could not be used. They are in these results, with "
-                "score 0 for every label: get them again before you publish a figure.\n%s",
-                len(reasons), len(matched), self._dataset_name, "\n".join(reasons),
-            )  # fmt: skip
+            self._warn_of_unreadable(reasons, len(matched))
         return results
+
+    def _warn_of_unreadable(self, reasons: list[str], num_images: int) -> None:
+        logger.warning(
+            "%d of the %d images of %s could not be used. They are in these results, with score 0 "
+            "for every label: get them again before you publish a figure.\n%s",
+            len(reasons), num_images, self._dataset_name, "\n".join(reasons),
+        )  # fmt: skip
 
     def _baseline_scores(self, truth: GroundTruth) -> dict[str, np.ndarray]:
         """Scores (N, C) of the share of positives of each class, and of the other baselines."""
