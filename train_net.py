@@ -2,13 +2,14 @@
 """Train and evaluate SCNet, or any Detectron2 model, on image-level labels."""
 
 import os
+import re
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2 import load_config, use_available_device
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import (
     LabelPolicy,
@@ -18,6 +19,7 @@ from scnet_d2.data import (
 )
 from scnet_d2.engine import (
     Trainer,
+    check_evaluation_data,
     check_num_classes,
     check_output_dir,
     class_names,
@@ -25,13 +27,13 @@ from scnet_d2.engine import (
     warn_of_leaks,
 )
 
+_OF_A_RUN = ("last_checkpoint", "metrics.json")
+_CHECKPOINT = re.compile(r"model_(final|best|\d+)\.pth")
+
 
 def setup(args) -> CfgNode:
     """Read the config, register data sets given on the command line, set up logging."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     use_available_device(cfg)
     if _holds_run(cfg.OUTPUT_DIR) and not (args.resume or args.eval_only):
         raise FileExistsError(
@@ -65,7 +67,12 @@ def _log_dir(cfg: CfgNode, eval_only: bool) -> str:
 
 
 def _holds_run(folder: str) -> bool:
-    return os.path.exists(os.path.join(folder, "last_checkpoint"))
+    """Whether a run has left anything there that another one would write over or mix with its own.
+
+    The first thing that training writes after its log is metrics.json.
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return any(name in _OF_A_RUN or _CHECKPOINT.fullmatch(name) for name in names)
 
 
 def main(args):
@@ -79,6 +86,7 @@ def main(args):
     if not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
     check_num_classes(cfg, eval_only=True)
+    check_evaluation_data(cfg, eval_only=True)
     model = Trainer.build_model(cfg)
     checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

@@ -5,25 +5,25 @@ import argparse
 import glob
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import tqdm
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data.detection_utils import read_image
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
-from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2 import load_config, use_available_device
+from scnet_d2.data import ImageError, read_image
 from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels
+from scnet_d2.outputs import new_folder
 
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     use_available_device(cfg)
     cfg.freeze()
     return cfg
@@ -32,26 +32,24 @@ def setup(args) -> CfgNode:
 def main(args) -> int:
     """Label the images; returns the number of images that could not be read."""
     cfg = setup(args)
-    files = [f for pattern in args.input for f in sorted(glob.glob(pattern)) or [pattern]]
+    files = list(find_files(args.input))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     lines = output / "labels.jsonl"
-    if lines.exists():
-        raise FileExistsError(f"{lines} is there already: choose another --output folder")
     predictor = SCNetPredictor(cfg)
     thresholds = choose_thresholds(predictor, args.threshold)
     bad = 0
-    with lines.open("w") as out:
+    with lines.open("w", buffering=1) as out:  # whole lines, also where the run is killed
         for i, file in enumerate(tqdm.tqdm(files, unit="image", disable=None)):
             try:
                 image = read_image(file, format="BGR")
-            except Exception as error:  # one bad image must not end the run
+            except ImageError as error:  # one bad image must not end the run
                 bad += 1
-                record = {"file": file, "error": f"{type(error).__name__}: {error}"}
+                record = {"file": file, "error": str(error)}
             else:
                 record = label_image(predictor, file, image)
                 picture = draw_labels(image[:, :, ::-1], record["labels"], threshold=thresholds)
-                save_picture(output / f"{i:04d}_{Path(file).stem}.png", picture)
+                save_picture(output / f"{i:04d}_{_plain(Path(file).stem)}.png", picture)
                 record["labels"] = [
                     x for x in record["labels"] if x["score"] >= thresholds[x["label"]]
                 ]
@@ -61,6 +59,18 @@ def main(args) -> int:
     if bad:
         print(f"{bad} of {len(files)} images could not be read, see {lines}", file=sys.stderr)
     return bad
+
+
+def find_files(patterns: list[str]) -> Iterator[str]:
+    """The files that patterns stand for; what is a file, or matches none, stands for itself."""
+    for pattern in patterns:
+        found = [] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        yield from found or [pattern]
+
+
+def _plain(name: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^\w.-]", "_", name)[:60]
 
 
 def choose_thresholds(predictor: SCNetPredictor, threshold: float | None) -> dict[str, float]:
@@ -89,7 +99,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--input", required=True, nargs="+", metavar="FILES", help="files or globs")
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", type=new_folder, help="a new or empty folder"
+    )
     parser.add_argument("--threshold", type=float, help="default: the config's")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",

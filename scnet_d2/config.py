@@ -1,11 +1,104 @@
 """Configuration keys that SCNet adds to Detectron2's own."""
 
 import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 logger = logging.getLogger(__name__)
+
+
+class ConfigError(ValueError):
+    """A config cannot be used; the message names the file or the key, and the remedy."""
+
+
+def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
+    """Detectron2's keys and the project's, as a config file and the command line set them.
+
+    Unlike with `CfgNode.merge_from_file`, the file cannot run code.
+
+    Args:
+        config_file: a yaml file.
+        opts: KEY, VALUE, KEY, VALUE, ...
+
+    Raises:
+        ConfigError: naming the file or the command line, and the key.
+    """
+    cfg = get_cfg()
+    add_scnet_config(cfg)
+    try:
+        cfg.merge_from_file(os.fspath(config_file), allow_unsafe=False)
+    except Exception as error:  # Detectron2 and yaml raise nearly anything
+        raise ConfigError(f"config file '{config_file}': {_explain(error, cfg)}") from error
+    if len(opts) % 2:
+        raise ConfigError(f"command line: key {opts[-1]} has no value; give KEY VALUE pairs")
+    try:
+        cfg.merge_from_list(list(opts))
+    except Exception as error:
+        raise ConfigError(f"command line: {_explain(error, cfg)}") from error
+    return cfg
+
+
+def read_run_config(config_file: str | os.PathLike) -> dict[str, Any]:
+    """What the config.yaml of a run says, of this program's version or of another.
+
+    Returns:
+        The file as it is; `MODEL` and `DATASETS` are dicts, empty where it lacks them.
+
+    Raises:
+        ConfigError: if it is no config.
+    """
+    try:
+        with open(config_file, encoding="utf-8") as f:
+            content = yaml.safe_load(f) or {}
+        parts = {key: dict(content.get(key) or {}) for key in ("MODEL", "DATASETS")}
+    except (AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"'{config_file}' is no config of a run ({_one_line(error)}); correct or remove it"
+        ) from error
+    return content | parts
+
+
+# As yacs and fvcore word what is wrong with a key.
+_UNKNOWN = re.compile(r"Non-existent (?:config )?key: ([^\s']+)")
+_MISMATCH = re.compile(r"Type mismatch \(<class '([^']+)'> vs. <class '([^']+)'>\).* key: (\S+)")
+
+
+def _explain(error: Exception, cfg: CN) -> str:
+    """What is wrong in the words of the config, and the remedy."""
+    text = _one_line(error)
+    if unknown := _UNKNOWN.search(text):
+        close = get_close_matches(unknown[1], _keys(cfg), 1, cutoff=0.7)
+        listed = "Detectron2's defaults.py and scnet_d2/config.py list them"
+        return f"there is no key {unknown[1]}; {f'did you mean {close[0]}?' if close else listed}"
+    if mismatch := _MISMATCH.search(text):
+        wanted, given, key = mismatch.groups()
+        remedy = "write it with a point, as 2.0" if wanted == "float" else "correct it"
+        return f"{key} takes a value of type {wanted.rsplit('.', 1)[-1]}, not {given}; {remedy}"
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return f"refused, because it asks for Python objects ({error.problem}); use plain yaml"
+    if isinstance(error, (AttributeError, TypeError, RecursionError)):
+        return f"not a config of keys and values ({text}); start from one in configs/"
+    return f"{text}; correct it"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _keys(cfg: CN, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        if isinstance(value, CN):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def add_scnet_config(cfg: CN) -> None:
@@ -27,7 +120,8 @@ def add_scnet_config(cfg: CN) -> None:
     # final and the best one stay.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
 
-    # Share of the training images that may be unreadable; they are left out and counted.
+    # Share of a data set's images that may be unreadable. They are counted; training leaves them
+    # out, and in evaluation every label of theirs scores 0.
     cfg.DATALOADER.MAX_BAD_IMAGES = 0.01
 
     # Evaluated every TEST.EVAL_PERIOD iterations; the best checkpoint is chosen on the first one.

@@ -146,7 +146,7 @@ def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
     assert picture.shape[1] > 900
     assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 100
     again = run(*command, root=root, check=False)
-    assert "choose another --output folder" in again.stdout
+    assert "is not empty: choose another folder" in again.stdout
 
 
 def test_predictor_takes_one_image_or_a_list_and_agrees_with_detectron2s(trained, root):

@@ -14,7 +14,7 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -23,7 +23,7 @@ from fvcore.nn import ActivationCountAnalysis, parameter_count
 from tabulate import tabulate
 from torch import nn
 
-from scnet_d2 import add_scnet_config
+from scnet_d2 import load_config
 
 HEADS = {
     "object head": "object_head",
@@ -190,11 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def load(args: argparse.Namespace, *opts) -> CfgNode:
     """The config on the CPU with random weights and these keys."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list([*args.opts, *opts, "MODEL.DEVICE", "cpu"])
-    return cfg
+    return load_config(args.config_file, [*args.opts, *opts, "MODEL.DEVICE", "cpu"])
 
 
 if __name__ == "__main__":

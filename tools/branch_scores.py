@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2 import load_config, use_available_device
 from scnet_d2.modeling import SCNet
 
 
 def load_run(folder: Path) -> CfgNode:
     """Config of a finished run of train_net.py, with its final weights."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(str(folder / "config.yaml"))
+    cfg = load_config(folder / "config.yaml")
     cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
     use_available_device(cfg)
     return cfg

@@ -19,10 +19,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 
-from scnet_d2.data import DatasetError, add_register_coco_argument, register_coco_arguments
+from scnet_d2.data import (
+    DatasetError,
+    ImageError,
+    add_register_coco_argument,
+    register_coco_arguments,
+)
+from scnet_d2.data.images import image_size, read_image
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -41,7 +45,6 @@ IMAGES = {
 # Those with at least one annotation, where work that drops the others gives the number.
 ANNOTATED = {"coco_2014_train_multilabel": 82_081, "coco_2014_val_multilabel": 40_137}
 AGAIN = "get the archive again and unpack it over the folder (datasets/README.md)"
-EXIF_ORIENTATION, TURNED = 274, (5, 6, 7, 8)
 LISTED = 10  # unreadable images named one by one
 
 
@@ -123,28 +126,23 @@ def unreadable(name: str, records: list[dict], how: str, workers: int) -> Iterat
         read = pool.map(partial(read_fault, how=how), records, chunksize=64)
         for fault in progress(read, len(records), f"{name}: images"):
             faults += [fault] if fault else []
-    yield from (f"{fault}; {AGAIN}" for fault in faults[:LISTED])
+    yield from faults[:LISTED]
     if len(faults) > LISTED:
         yield f"{name} has {len(faults) - LISTED:,} more images that cannot be read: {AGAIN}"
 
 
 def read_fault(record: dict, how: str) -> str | None:
-    """What is wrong with an image file, or None."""
+    """What is wrong with an image file and what to do, or None."""
     path, annotated = record["file_name"], (record["width"], record["height"])
     try:
-        size = header_size(path) if how == "header" else read_image(path, "BGR").shape[1::-1]
-    except Exception as error:  # whatever a broken file makes a decoder raise
-        return f"image '{path}' cannot be read ({type(error).__name__}: {error})"
-    if tuple(size) != annotated:
-        return f"image '{path}' is {tuple(size)} and annotated as {annotated} (width, height)"
-    return None
-
-
-def header_size(path: str) -> tuple[int, int]:
-    """Width and height of an image as it is shown, without decoding it."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-        return image.size[::-1] if turned else image.size
+        height, width = image_size(path) if how == "header" else read_image(path, "BGR").shape[:2]
+    except ImageError as error:
+        return str(error)
+    if (width, height) == annotated:
+        return None
+    return (
+        f"image '{path}' is {(width, height)} and annotated as {annotated} (width, height); {AGAIN}"
+    )
 
 
 def progress(items: Iterable, total: int, what: str) -> Iterator:

@@ -27,6 +27,7 @@ from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.modeling.aggregation import logsumexp, max_score, noisy_or, topk_mean
+from scnet_d2.outputs import new_file
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DEFAULT = "mean, λ = 0.5"
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of trained runs")
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--classes", nargs="+", default=[], help="default: all")
-    parser.add_argument("--output", type=Path, help="JSON file for the mAP of every run")
+    parser.add_argument("--output", type=new_file, help="new JSON file: the mAP of every run")
     add_register_coco_argument(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from scnet_d2.checkpoint import CheckpointError, read_checkpoint
+from scnet_d2.outputs import new_file
 
 RENAMES = (
     (r"^(?=conv1\.|bn1\.)", "stem."),
@@ -87,7 +88,7 @@ def main(args) -> None:
         model = convert(state)
     except CheckpointError as error:
         raise CheckpointError(f"{args.input}: {error}") from error
-    save(model, args.output)
+    save(model, str(args.output))
     print(f"# {len(model)} of {len(state)} tensors of {args.input} are in {args.output};")
     print("# left out: the classifier fc.* and batch norm's num_batches_tracked")
     print(CONFIG.format(path=args.output, **architecture(model)))
@@ -96,5 +97,5 @@ def main(args) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("input", help="torchvision's .pth, or the same names in .safetensors")
-    parser.add_argument("output", help=".pkl or .pth")
+    parser.add_argument("output", type=new_file, help="new file, .pkl or .pth")
     main(parser.parse_args())

@@ -7,6 +7,7 @@ import argparse
 import csv
 import json
 import math
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,10 @@ def read_npz(path: Path) -> ScoreTable:
         ignored = arrays.get("ignored")
         names = names or _numbered(scores.shape[-1])
         image_ids = arrays["image_ids"].tolist() if "image_ids" in arrays else None
+        unreadable = int(arrays["unreadable"].sum()) if "unreadable" in arrays else 0
+        if unreadable:
+            note = f"{path}: {unreadable} images could not be read when it was made; they score 0"
+            print(note, file=sys.stderr)
         return ScoreTable(scores, arrays["labels"], ignored, names, image_ids)
 
 

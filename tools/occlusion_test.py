@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from branch_scores import Recorder, load_run
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scnet_d2.data import add_register_coco_argument, register_coco_arguments
+from scnet_d2.data import add_register_coco_argument, read_image, register_coco_arguments
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.modeling import expand_boxes
+from scnet_d2.outputs import new_file
 
 GREY = 128
 # Name -> sides of the outer and of the inner border / sides of the box; None: the image's border.
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all of %(choices)s"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the values")
+    parser.add_argument("--output", type=new_file, help="new JSON file for the values")
     add_register_coco_argument(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)

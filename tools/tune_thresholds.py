@@ -11,6 +11,7 @@ from evaluate_scores import FORMATS, read_scores
 from tabulate import tabulate
 
 from scnet_d2.evaluation import multilabel_metrics, save_thresholds, tune_thresholds
+from scnet_d2.outputs import new_file
 
 KEYS = ("CF1", "CF1_mean", "OF1")
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("file", metavar="VAL", type=Path, help="saved validation scores")
     parser.add_argument("--labels", metavar="CSV", type=Path, help="the labels of CSV scores")
-    parser.add_argument("--output", metavar="JSON", type=Path, required=True)
+    parser.add_argument("--output", metavar="JSON", type=new_file, required=True)
     args = parser.parse_args(arguments)
     try:
         scores, labels, ignored, class_names, _ = read_scores(args.file, args.labels)

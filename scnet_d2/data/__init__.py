@@ -11,6 +11,7 @@ from .coco import (
 )
 from .dataset_mapper import MultiLabelDatasetMapper
 from .errors import DatasetError, ImageError
+from .images import read_image
 from .labels import LabelPolicy, get_label_policy, set_label_policy
 from .train_loader import TrainLoader
 
@@ -22,6 +23,7 @@ __all__ = [
     "TrainLoader",
     "add_register_coco_argument",
     "get_label_policy",
+    "read_image",
     "register_coco_arguments",
     "register_coco_multilabel",
     "set_label_policy",

@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import clip_annotations
-from .errors import DatasetError, require_path
+from .errors import DatasetError, check_class_names, require_inside, require_path
 from .labels import get_label_policy, image_labels
 
 _CHECK_PATHS = "Check the paths given to register_coco_multilabel."
@@ -39,8 +39,10 @@ def register_coco_multilabel(
     Registering the same data set again is harmless.
 
     Raises:
-        DatasetError: if ``name`` belongs to another data set.
+        DatasetError: if ``name`` belongs to another data set, or is a path.
     """
+    if name in (".", "..") or "/" in name or os.sep in name:
+        raise DatasetError(f"'{name}' is a path; name the data set without '/': folders bear it")
     paths = {
         "json_file": os.path.expanduser(json_file),
         "image_root": os.path.expanduser(image_root),
@@ -115,14 +117,16 @@ def load_coco_multilabel(
         image_root=image_root,
         thing_dataset_id_to_contiguous_id=id_map,
     )
-    records = _records(content, os.fspath(image_root), id_map)
+    records = _records(content, os.fspath(image_root), id_map, json_file)
     if not records:
         raise DatasetError(f"{json_file}: no image is annotated; keep the unannotated ones.")
     clip_annotations(records, dataset_name)
     return records
 
 
-def _records(content: dict, image_root: str, id_map: dict[int, int]) -> list[dict[str, Any]]:
+def _records(
+    content: dict, image_root: str, id_map: dict[int, int], json_file: str
+) -> list[dict[str, Any]]:
     """Dataset dicts of a checked json, in the order of the image ids."""
     policy = get_label_policy()
     annotations = defaultdict(list)
@@ -138,7 +142,7 @@ def _records(content: dict, image_root: str, id_map: dict[int, int]) -> list[dic
         present, ignored = image_labels(objects, policy)
         records.append(
             {
-                "file_name": os.path.join(image_root, image["file_name"]),
+                "file_name": require_inside(image_root, image["file_name"], json_file),
                 "image_id": image["id"],
                 "height": int(image["height"]),
                 "width": int(image["width"]),
@@ -243,6 +247,7 @@ def _check_images(images: list[dict], json_file: str) -> None:
 
 def _check_categories(categories: list[dict], json_file: str) -> None:
     names = [c["name"] for c in categories]
+    check_class_names(names, json_file)
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
         raise DatasetError(f"{json_file}: category names {repeated} occur twice; rename them.")

@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 
 from .errors import DatasetError, ImageError
+from .images import check_header, read_image
 from .labels import LabelPolicy, get_label_policy, image_labels
 
 
@@ -48,6 +49,7 @@ class MultiLabelDatasetMapper(DatasetMapper):
             DatasetError: for labels that are not valid.
         """
         dataset_dict = {**dataset_dict, **self._labels(dataset_dict)}
+        check_header(dataset_dict["file_name"])
         try:
             return super().__call__(dataset_dict)
         except utils.SizeMismatchError as e:
@@ -55,8 +57,8 @@ class MultiLabelDatasetMapper(DatasetMapper):
                 f"{e} If the file is rotated by its EXIF data, annotate the rotated size."
             ) from e
         except Exception:
-            self._check_readable(dataset_dict["file_name"])
-            raise  # the image is good: the fault lies elsewhere
+            read_image(dataset_dict["file_name"], self.image_format)  # says it if it is the image
+            raise
 
     def _labels(self, dataset_dict: dict[str, Any]) -> dict[str, list[int]]:
         if "image_labels" in dataset_dict:
@@ -68,15 +70,6 @@ class MultiLabelDatasetMapper(DatasetMapper):
             return {}
         _check_labels(present, ignored, dataset_dict["file_name"])
         return {"image_labels": list(present), "ignored_labels": list(ignored)}
-
-    def _check_readable(self, file_name: str) -> None:
-        try:
-            utils.read_image(file_name, format=self.image_format)
-        except Exception as e:
-            raise ImageError(
-                f"image '{file_name}' cannot be read ({type(e).__name__}: {e}). Get the file again "
-                "or remove the image from the data set."
-            ) from e
 
 
 def _check_labels(present: list[int], ignored: list[int], file_name: str) -> None:

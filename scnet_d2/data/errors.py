@@ -1,6 +1,11 @@
-"""The errors of the data package and the path check that its loaders share."""
+"""The errors of the data package and the checks of paths that its loaders share."""
 
 from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
@@ -23,3 +28,59 @@ def require_path(path: str, dataset_name: str, remedy: str, *, folder: bool = Fa
     if not exists:
         kind = "folder" if folder else "file"
         raise DatasetError(f"{dataset_name}: {kind} '{path}' does not exist. {remedy}")
+
+
+def require_inside(folder: str, path: str, source: str) -> str:
+    """Join a folder and a path from a file of annotations, which must not lead out of the folder.
+
+    Links in the folder are the user's own and are followed.
+
+    Raises:
+        DatasetError: naming ``source``, the file of annotations, and the path.
+    """
+    joined = os.path.join(folder, path)
+    if os.path.isabs(path) or ".." in path:
+        root = os.path.join(os.path.abspath(folder), "")
+        if not os.path.abspath(joined).startswith(root):
+            raise DatasetError(
+                f"{source}: '{path}' leads out of '{folder}'; correct it, or choose a folder that "
+                "holds all images."
+            )
+    return joined
+
+
+def check_class_names(names: Sequence[str], source: str) -> None:
+    """Refuse class names that would break the lines and columns they are printed in.
+
+    Raises:
+        DatasetError: naming ``source`` and the first name that is empty or has control characters.
+    """
+    for name in names:
+        if not (name.strip() and name.isprintable()):
+            raise DatasetError(
+                f"{source}: the class name {name!r} is empty or has characters that cannot be "
+                "printed; rename it."
+            )
+
+
+def check_files_exist(
+    dataset_dicts: Sequence[dict[str, Any]], dataset_name: str, max_missing: float
+) -> None:
+    """Look for the image files of a data set, without opening them.
+
+    Args:
+        dataset_dicts: those without a ``file_name`` are not looked for.
+        dataset_name: for the message.
+        max_missing: share of them that may be absent.
+
+    Raises:
+        DatasetError: with the number of absent files and the first one.
+    """
+    files = [d["file_name"] for d in dataset_dicts if "file_name" in d]
+    missing = [f for f in files if not PathManager.isfile(f)]
+    if len(missing) > math.ceil(max_missing * len(files)):
+        raise DatasetError(
+            f"{dataset_name}: {len(missing)} of its {len(files)} image files do not exist, the "
+            f"first is '{missing[0]}'. Unpack the archive again or correct the image folder; "
+            "tools/check_datasets.py checks the whole data set."
+        )

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from detectron2.data import detection_utils
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import clip_annotations
-from .errors import DatasetError, require_path
+from .errors import DatasetError, require_inside, require_path
+from .images import image_size
 from .labels import get_label_policy, image_labels
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
@@ -80,13 +80,14 @@ def _image_ids(split_file: str) -> list[str]:
 
 
 def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any]:
+    image_dir = os.path.join(dirname, "JPEGImages")
+    image_file = require_inside(image_dir, f"{image_id}.jpg", f"image list of {dataset_name}")
     annotation_dir = PathManager.get_local_path(os.path.join(dirname, "Annotations"))
     xml_file = os.path.join(annotation_dir, f"{image_id}.xml")
-    image_file = os.path.join(dirname, "JPEGImages", f"{image_id}.jpg")
     try:
         height, width, objects = _parse(xml_file, os.stat(xml_file).st_mtime_ns)
         if height < 1 or width < 1:
-            height, width = detection_utils.read_image(image_file).shape[:2]
+            height, width = image_size(image_file)
     except (OSError, ET.ParseError, ValueError) as e:
         raise DatasetError(
             f"image {image_id}.jpg of {dataset_name}: {e}. Correct '{xml_file}' or unpack the "

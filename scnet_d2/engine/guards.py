@@ -5,10 +5,15 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from difflib import get_close_matches
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..config import read_run_config
+from ..data.errors import DatasetError, check_files_exist
+from ..evaluation import label_thresholds
+from ..evaluation.multilabel_evaluator import ground_truth
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +31,18 @@ _OVERLAPS = (
 
 
 def class_names(dataset_name: str) -> list[str]:
-    """Names of the classes of a registered data set, which is read where that is needed."""
+    """Names of the classes of a registered data set, which is read where that is needed.
+
+    Raises:
+        DatasetError: if no data set has this name.
+    """
+    if dataset_name not in DatasetCatalog:
+        close = get_close_matches(dataset_name, DatasetCatalog.list(), 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise DatasetError(
+            f"there is no data set '{dataset_name}'.{hint} datasets/README.md lists the built-in "
+            "ones; your own need --register-coco NAME JSON IMAGE_ROOT"
+        )
     metadata = MetadataCatalog.get(dataset_name)
     if not metadata.get("thing_classes"):
         DatasetCatalog.get(dataset_name)  # a json's classes are known once it is read
@@ -62,15 +78,24 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
             )
 
 
-def check_evaluation_data(cfg: CfgNode) -> None:
+def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Load the evaluation data once: what is wrong with them stops before training, not after it.
 
+    Args:
+        cfg: a config with the project's keys.
+        eval_only: only `DATASETS.TEST` is going to be evaluated.
+
     Raises:
-        DatasetError: if one of the project's data sets is absent or broken.
+        DatasetError: if a data set is absent or broken, or too many of its images are not there.
+        ValueError: for labels, thresholds or a k with which the metrics cannot be computed.
     """
-    for dataset in dict.fromkeys(_evaluated(cfg)):
-        if dataset not in cfg.DATASETS.TRAIN:
-            DatasetCatalog.get(dataset)
+    for dataset in dict.fromkeys(cfg.DATASETS.TEST if eval_only else _evaluated(cfg)):
+        names, dicts = class_names(dataset), DatasetCatalog.get(dataset)
+        label_thresholds(cfg, names)
+        ground_truth(dicts, dataset, len(names))
+        check_files_exist(dicts, dataset, cfg.DATALOADER.MAX_BAD_IMAGES)
+    if cfg.TEST.LABEL_TOP_K < 1:
+        raise ValueError(f"TEST.LABEL_TOP_K is {cfg.TEST.LABEL_TOP_K}; set it to at least 1")
 
 
 def check_output_dir(folder: str) -> None:
@@ -128,9 +153,8 @@ def _seen(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         run = os.path.join(os.path.dirname(weights), "config.yaml")
         if not (os.path.isfile(weights) and os.path.isfile(run)):
             return
-        with open(run, encoding="utf-8") as f:
-            earlier = {"MODEL": {}, "DATASETS": {}} | (yaml.safe_load(f) or {})
-        weights, train = earlier["MODEL"].get("WEIGHTS"), earlier["DATASETS"].get("TRAIN", ())
+        earlier = read_run_config(run)
+        weights, train = earlier["MODEL"].get("WEIGHTS"), earlier["DATASETS"].get("TRAIN") or ()
         where = run
 
 

@@ -33,6 +33,7 @@ from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
 from .guards import check_evaluation_data, check_num_classes, class_names
 from .hooks import BestCheckpointer
+from .unreadable import CountUnreadable, MarkUnreadable, SkipUnreadable
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Loader of one data set for evaluation."""
-        mapper = MultiLabelDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        """Loader of one data set for evaluation; an unreadable image does not stop it."""
+        mapper = MarkUnreadable(MultiLabelDatasetMapper(cfg, is_train=False))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return CountUnreadable(loader, cfg.DATALOADER.MAX_BAD_IMAGES)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -128,7 +130,7 @@ class Trainer(DefaultTrainer):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.INPUT.MIN_SIZE_TEST = 0  # views are made from the photograph as it is
-        return super().test(cfg, model, evaluators)
+        return super().test(cfg, SkipUnreadable(model), evaluators)
 
     @property
     def train_loader(self) -> TrainLoader:

@@ -18,9 +18,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import yaml
-from detectron2.data.detection_utils import read_image
 
+from ..config import read_run_config
+from ..data.errors import ImageError
+from ..data.images import read_image
 from . import html_charts as charts
 from .analysis import (
     ImageErrors,
@@ -39,6 +40,8 @@ from .uncertainty import map_interval
 
 MATRIX_LABELS = 24  # most rows and columns of the matrix of errors
 TOP_PAIRS = 12
+
+_DATA = 'type="application/json" id="report-data"'  # of the element by which a report is known
 
 COLUMN_MEANINGS = {
     "mAP": "mean average precision",
@@ -63,6 +66,7 @@ class SavedRun:
     labels: np.ndarray  # (N, C) bool
     ignored: np.ndarray  # (N, C) bool
     thresholds: np.ndarray  # (C,)
+    unreadable: int = 0  # images that could not be read and score 0
     evidence: dict[str, np.ndarray] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -94,10 +98,15 @@ def write_html_report(
         gallery_size: most images in each of the three galleries.
 
     Returns:
-        Where the page is.
+        Where the page is. A report that was there before is replaced.
+
+    Raises:
+        FileExistsError: another file is there, or there are no scores: see :func:`load_run`.
     """
-    page = build_html_report(load_run(run_dir, dataset), gallery_size=gallery_size)
     path = Path(output) if output else Path(run_dir) / "report.html"
+    if path.exists() and _DATA not in path.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(f"{path} is there already and is no report: name another file")
+    page = build_html_report(load_run(run_dir, dataset), gallery_size=gallery_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="replace")  # file names need not be Unicode
     return path
@@ -117,7 +126,7 @@ def load_run(run_dir: str | Path, dataset: str | None = None) -> SavedRun:
     """
     run_dir = Path(run_dir)
     config_file = run_dir / "config.yaml"
-    config = yaml.safe_load(config_file.read_text()) if config_file.exists() else {}
+    config = read_run_config(config_file) if config_file.exists() else {}
     dataset = dataset or _choose_dataset(run_dir, config)
     path = run_dir / "inference" / dataset / "multilabel_scores.npz"
     if not path.exists():
@@ -130,6 +139,7 @@ def load_run(run_dir: str | Path, dataset: str | None = None) -> SavedRun:
         [str(name) for name in arrays["class_names"]],
         *(arrays[key] for key in ("scores", "labels", "ignored")),
         thresholds=arrays.get("thresholds", np.full(arrays["scores"].shape[1], 0.5)),
+        unreadable=int(arrays.get("unreadable", np.zeros(0)).sum()),
         evidence={key: value for key, value in arrays.items() if key.startswith("evidence_")},
         config=config,
     )
@@ -160,7 +170,7 @@ def build_html_report(run: SavedRun, *, gallery_size: int = 6) -> str:
         f'<title>{escape(run.dataset)}: evaluation report</title><link rel="icon" href="data:,">'
         f"<style>{_asset('report.css')}</style></head><body>"
         f"{_header(run, metrics)}<main>{''.join(sections)}</main>{_footer()}"
-        f'<script type="application/json" id="report-data">{_json(_data(curves))}</script>'
+        f"<script {_DATA}>{_json(_data(curves))}</script>"
         f"<script>{script}</script></body></html>\n"
     )
 
@@ -239,6 +249,11 @@ def _published_section(run: SavedRun, metrics: dict[str, Any]) -> str:
     match = matching_benchmark(run.dataset)
     own = {**metrics, **dict(zip(run.class_names, metrics["per_class_AP"], strict=True))}
     parts = []
+    if run.unreadable:
+        parts.append(
+            f'<p class="caution"><b>{run.unreadable} images could not be read</b> when they were '
+            "evaluated. They count, with score 0 for every label.</p>"
+        )
     if run.dataset in _training_sets(run):
         parts.append(
             '<p class="caution"><b>Trained on these images:</b> the numbers of this run say how '
@@ -494,8 +509,8 @@ def _listed_labels(run: SavedRun, errors: ImageErrors, row: int) -> list[tuple[i
 def _read(file_name: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB as the model saw it, turned as its EXIF tag says; None where lost."""
     try:
-        return np.asarray(read_image(file_name, "RGB"), dtype=np.uint8)
-    except (OSError, ValueError):
+        return read_image(file_name, "RGB")
+    except ImageError:
         return None
 
 

@@ -21,6 +21,8 @@ from .report import format_table
 
 logger = logging.getLogger(__name__)
 
+SAME_SCORE = 0.05  # most that scores of one image differ by in another batch or half precision
+
 
 class GroundTruth(NamedTuple):
     """Image labels of a data set, one row an image, in the order of the data set."""
@@ -36,6 +38,7 @@ class Prediction(NamedTuple):
 
     scores: np.ndarray  # (C,) float32
     evidence: np.ndarray  # (L, 9) float32, see label_evidence
+    unreadable: str  # why the image could not be read, "" where it was
 
 
 class MultiLabelEvaluator(DatasetEvaluator):
@@ -47,6 +50,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
     The labels are ``image_labels`` and ``ignored_labels`` of each dataset dict. A data set without
     ``image_labels``, such as Detectron2's own, has the classes of its ``annotations``, crowds
     included, and ignores nothing.
+
+    An image that could not be read (``unreadable`` in its dict) is never left out: every label of
+    it scores 0, as without any box, and the number of such images stands beside the metrics.
     """
 
     def __init__(
@@ -69,8 +75,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 process evaluates what it has seen, which must then be the whole data set.
             output_dir: folder for ``multilabel_scores.npz``: image_ids (N,), file_names (N,),
                 class_names (C,), scores (N, C) float32, labels and ignored (N, C) bool,
-                thresholds (C,), and the boxes of each image's highest scores, see
-                :func:`evidence_arrays`.
+                thresholds (C,), unreadable (N,) bool, and the boxes of each image's highest scores,
+                see :func:`evidence_arrays`.
             baselines: more rows of the logged table, beside that of the class prevalence: functions
                 that return scores (N, C) in the order of the data set.
             class_groups: ``mAP_<group>`` is the mean AP over these classes.
@@ -90,12 +96,14 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._image_ids: list[Hashable] = []
         self._scores: list[np.ndarray] = []
         self._evidence: list[np.ndarray] = []
+        self._unreadable: list[str] = []
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         """Keeps the image scores of a batch, and the boxes of the highest ones.
 
         Args:
-            inputs: dataset dicts with ``image_id`` (str or int).
+            inputs: dataset dicts with ``image_id`` (str or int), and ``unreadable``, the reason,
+                for an image without an output.
             outputs: dicts with ``image_scores``, Tensor (C,) in [0, 1], or ``instances``.
 
         Raises:
@@ -104,25 +112,31 @@ class MultiLabelEvaluator(DatasetEvaluator):
         """
         for dataset_dict, output in zip(inputs, outputs, strict=True):
             try:
-                scores = image_scores(output, len(self._class_names))
+                scores = self._image_scores(dataset_dict, output)
             except ValueError as error:
                 file_name = dataset_dict.get("file_name", dataset_dict["image_id"])
                 raise ValueError(f"image {file_name} of {self._dataset_name}: {error}") from error
             self._image_ids.append(dataset_dict["image_id"])
             self._scores.append(scores)
             self._evidence.append(_evidence(output if self._output_dir else {}, scores))
+            self._unreadable.append(dataset_dict.get("unreadable", ""))
+
+    def _image_scores(self, dataset_dict: dict, output: dict) -> np.ndarray:
+        if "unreadable" in dataset_dict:
+            return np.zeros(len(self._class_names), dtype=np.float32)
+        return image_scores(output, len(self._class_names))
 
     def evaluate(self) -> OrderedDict | None:
         """Computes the metrics over all processes, logs them, and saves the scores.
 
         Returns:
             ``{"multilabel": {metric: percent}}`` with the keys of :func:`multilabel_metrics` and
-            one ``AP-<class>`` for each class, nan where it has no positive; None in all processes
-            but the first.
+            one ``AP-<class>`` for each class, nan where it has no positive; ``unreadable_images``,
+            their number, where there are any. None in all processes but the first.
 
         Raises:
-            ValueError: no predictions, an image without one, or one for an image that is not in the
-                data set.
+            ValueError: no predictions, an image without one or with two that differ, or one for an
+                image that is not in the data set.
         """
         predictions = self._gather()
         if predictions is None:
@@ -135,14 +149,24 @@ class MultiLabelEvaluator(DatasetEvaluator):
         matched = self._match(predictions, truth)
         scores = np.stack([prediction.scores for prediction in matched])
         if self._output_dir:
-            self._save(scores, truth, [prediction.evidence for prediction in matched])
+            self._save(matched, truth)
         results = OrderedDict(multilabel=self._metrics(scores, truth))
         rows = {name: self._metrics(s, truth) for name, s in self._baseline_scores(truth).items()}
         table = format_table(results, baselines=rows)
         groups = [_group_line(group, results["multilabel"], rows) for group in self._class_groups]
         text = "\n\n".join([table, *groups])
         logger.info("Multi-label results on %s, in percent:\n%s", self._dataset_name, text)
+        if reasons := [p.unreadable for p in matched if p.unreadable]:
+            results["multilabel"]["unreadable_images"] = float(len(reasons))
+            self._warn_of_unreadable(reasons, len(matched))
         return results
+
+    def _warn_of_unreadable(self, reasons: list[str], num_images: int) -> None:
+        logger.warning(
+            "%d of the %d images of %s could not be used. They are in these results, with score 0 "
+            "for every label: get them again before you publish a figure.\n%s",
+            len(reasons), num_images, self._dataset_name, "\n".join(reasons),
+        )  # fmt: skip
 
     def _baseline_scores(self, truth: GroundTruth) -> dict[str, np.ndarray]:
         """Scores (N, C) of the share of positives of each class, and of the other baselines."""
@@ -153,17 +177,24 @@ class MultiLabelEvaluator(DatasetEvaluator):
 
     def _gather(self) -> dict[Hashable, Prediction] | None:
         """Predictions by image id; an image that pads out a process's share counts once."""
-        shares = [(self._image_ids, self._scores, self._evidence)]
+        shares = [(self._image_ids, self._scores, self._evidence, self._unreadable)]
         if self._distributed:
             comm.synchronize()
-            share = (self._image_ids, _stack(self._scores), self._evidence)
+            share = (self._image_ids, _stack(self._scores), self._evidence, self._unreadable)
             shares = comm.gather(share, dst=0)
             if not comm.is_main_process():
                 return None
         predictions: dict[Hashable, Prediction] = {}
         for share in shares:
-            for image_id, *prediction in zip(*share, strict=True):
-                predictions.setdefault(image_id, Prediction(*prediction))
+            for image_id, *values in zip(*share, strict=True):
+                prediction = Prediction(*values)
+                first = predictions.setdefault(image_id, prediction)
+                difference = np.abs(first.scores - prediction.scores).max()
+                if difference > SAME_SCORE:
+                    raise ValueError(
+                        f"image_id {image_id!r} of {self._dataset_name} has two predictions that "
+                        f"differ by {difference:.2f}: give every image an id of its own"
+                    )
         return predictions
 
     def _match(
@@ -200,7 +231,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             for group, names in self._class_groups.items()
         }
 
-    def _save(self, scores: np.ndarray, truth: GroundTruth, evidence: list[np.ndarray]) -> None:
+    def _save(self, predictions: list[Prediction], truth: GroundTruth) -> None:
+        scores, evidence, unreadable = zip(*predictions, strict=True)
         PathManager.mkdirs(self._output_dir)
         path = os.path.join(self._output_dir, "multilabel_scores.npz")
         temporary = f"{path}.{os.getpid()}.tmp"  # beside it: os.replace needs one file system
@@ -210,10 +242,11 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 image_ids=_id_array(truth.image_ids),
                 file_names=np.array(truth.file_names, dtype=str),
                 class_names=np.array(self._class_names, dtype=str),
-                scores=scores,
+                scores=np.stack(scores),
                 labels=truth.labels,
                 ignored=truth.ignored,
-                thresholds=np.broadcast_to(self._threshold, scores.shape[1:]),
+                thresholds=np.broadcast_to(self._threshold, scores[0].shape),
+                unreadable=np.array(unreadable) != "",
                 **evidence_arrays(evidence),
             )
         os.replace(temporary, path)
@@ -275,13 +308,19 @@ def detection_scores(instances: Instances, num_classes: int) -> np.ndarray:
 
 
 def load_ground_truth(dataset_name: str, num_classes: int) -> GroundTruth:
-    """Image labels of a registered data set.
+    """Image labels of a registered data set; see :func:`ground_truth`."""
+    return ground_truth(DatasetCatalog.get(dataset_name), dataset_name, num_classes)
+
+
+def ground_truth(
+    dataset_dicts: Sequence[dict[str, Any]], dataset_name: str, num_classes: int
+) -> GroundTruth:
+    """Image labels of dataset dicts.
 
     Raises:
         ValueError: a label that is not a contiguous class id, naming the image's file; two images
-            with one id.
+            with one id; no label at all.
     """
-    dataset_dicts = DatasetCatalog.get(dataset_name)
     shape = (len(dataset_dicts), num_classes)
     labels, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for row, dataset_dict in enumerate(dataset_dicts):
@@ -292,6 +331,8 @@ def load_ground_truth(dataset_name: str, num_classes: int) -> GroundTruth:
     if len(set(image_ids)) < len(image_ids):
         repeated = next(i for i in image_ids if image_ids.count(i) > 1)
         raise ValueError(f"{dataset_name} has more than one image with image_id {repeated!r}")
+    if not (labels & ~ignored).any():
+        raise ValueError(f"{dataset_name}: no image has a label; there is nothing to evaluate")
     file_names = [str(d.get("file_name", d["image_id"])) for d in dataset_dicts]
     return GroundTruth(image_ids, file_names, labels, ignored)
 

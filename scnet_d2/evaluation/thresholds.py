@@ -76,9 +76,15 @@ def load_thresholds(path: str | PathLike, class_names: Sequence[str]) -> np.ndar
 
 
 def label_thresholds(cfg: CfgNode, class_names: Sequence[str]) -> np.ndarray:
-    """(C,) float: those of ``TEST.LABEL_THRESHOLDS``, or ``TEST.LABEL_THRESHOLD`` for all."""
+    """(C,) float: those of ``TEST.LABEL_THRESHOLDS``, or ``TEST.LABEL_THRESHOLD`` for all.
+
+    Raises:
+        ValueError: a threshold outside [0, 1], or an unusable file: see :func:`load_thresholds`.
+    """
     if cfg.TEST.LABEL_THRESHOLDS:
         return load_thresholds(cfg.TEST.LABEL_THRESHOLDS, class_names)
+    if not 0 <= cfg.TEST.LABEL_THRESHOLD <= 1:
+        raise ValueError(f"TEST.LABEL_THRESHOLD is {cfg.TEST.LABEL_THRESHOLD}, not in [0, 1]")
     return np.full(len(class_names), cfg.TEST.LABEL_THRESHOLD, dtype=float)
 
 

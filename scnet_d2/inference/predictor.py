@@ -11,6 +11,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from ..checkpoint import SCNetCheckpointer
+from ..data.errors import check_class_names
+from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.evidence import best_box
 from ..evaluation.thresholds import label_thresholds
 
@@ -61,7 +63,7 @@ class SCNetPredictor(DefaultPredictor):
             The model's output for the image (see `SCNet.forward`), or a list of outputs.
 
         Raises:
-            ValueError: if an image is not (H, W, 3) uint8.
+            ValueError: if an image is not (H, W, 3) uint8, is empty or a strip.
         """
         if isinstance(original_image, np.ndarray):
             return self.model([self._input(original_image)])[0]
@@ -73,6 +75,11 @@ class SCNetPredictor(DefaultPredictor):
                 f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
             )
         height, width = image.shape[:2]
+        if not 0 < max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
+            raise ValueError(
+                f"an image of {width} x {height} pixels is empty or narrower than "
+                f"1:{MAX_ASPECT_RATIO}: leave it out or cut it"
+            )
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
         image = self.aug.get_transform(image).apply_image(image)
@@ -89,6 +96,7 @@ def _class_names(cfg) -> list[str]:
             f"{len(names)} class names for {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes: use the "
             "config.yaml of the training run, or set DATASETS.CLASS_NAMES"
         )
+    check_class_names(names, "DATASETS.CLASS_NAMES")
     return names
 
 

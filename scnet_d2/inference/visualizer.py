@@ -89,7 +89,7 @@ def _draw_name(axes, label, color, places, shape) -> None:
     right = x > 0.75 * shape[1]
     axes.text(
         label["box"][2] if right else x, y, text, fontsize=10, color="black", bbox=style,
-        clip_on=True, va="top", ha="right" if right else "left",
+        clip_on=True, va="top", ha="right" if right else "left", parse_math=False,
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _draw_bars(axes, labels, thresholds) -> None:
     rows = np.arange(len(labels))
     axes.barh(rows, scores, color=colors, height=0.34)
     for row, name, score in zip(rows, names, scores):
-        axes.text(0, row - 0.24, name, fontsize=10, va="bottom")
+        axes.text(0, row - 0.24, name, fontsize=10, va="bottom", parse_math=False)
         axes.text(1, row - 0.24, f"{score:.2f}", fontsize=10, va="bottom", ha="right")
     axes.vlines(thresholds, rows - 0.24, rows + 0.24, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlim=(0, 1), ylim=(max(len(labels), 5) - 0.5, -0.8), yticks=[], xticks=[0, 0.5, 1])

@@ -76,6 +76,9 @@ class LabelAggregator(nn.Module):
             raise ValueError(
                 f"MODEL.SCNET.AGGREGATION.METHOD is '{agg.METHOD}'; choose one of {list(methods)}"
             )
+        for key in ("TOPK", "SHARPNESS"):
+            if not 0 < agg[key] < math.inf:
+                raise ValueError(f"MODEL.SCNET.AGGREGATION.{key} is {agg[key]}; it must be > 0")
         return {
             "aggregate": methods[agg.METHOD],
             "object_weight": agg.OBJECT_WEIGHT,

@@ -53,12 +53,15 @@ class ContextHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        canonical_size = cfg.MODEL.SCNET.CANONICAL_BOX_SIZE
+        if canonical_size < 1:
+            raise ValueError(f"MODEL.SCNET.CANONICAL_BOX_SIZE is {canonical_size}; it must be >= 1")
         pooler = ROIPooler(
             output_size=resolution,
             scales=[1.0 / input_shape[f].stride for f in in_features],
             sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
             pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
-            canonical_box_size=cfg.MODEL.SCNET.CANONICAL_BOX_SIZE,
+            canonical_box_size=canonical_size,
         )
         channels = input_shape[in_features[0]].channels
         trunk = build_box_head(cfg, ShapeSpec(channels, height=resolution, width=resolution))

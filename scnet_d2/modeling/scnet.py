@@ -1,5 +1,7 @@
 """SCNet, the spatial-context-aware network, as a Detectron2 meta-architecture."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from detectron2.config import configurable
@@ -75,6 +77,13 @@ class SCNet(nn.Module):
                 "MODEL.SCNET.OBJECT.ENABLED and MODEL.SCNET.CONTEXT.ENABLED are both False: "
                 "no branch is left to predict labels; enable at least one"
             )
+        for key, value, valid, wanted in (
+            ("CONTEXT.EXPANSION_RATIO", expansion_ratio, 1 <= expansion_ratio < math.inf, ">= 1"),
+            ("CONTEXT.LABEL_COVERAGE", label_coverage, 0 < label_coverage <= 1, "in (0, 1]"),
+            ("OBJECT.LABEL_IOU", label_iou, 0 < label_iou <= 1, "in (0, 1]"),
+        ):
+            if not valid:
+                raise ValueError(f"MODEL.SCNET.{key} is {value}; it must be {wanted}")
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.proposal_sampler = proposal_sampler

@@ -1,0 +1,99 @@
+"""Image files: Detectron2's reader, behind a look at the header that refuses what would harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from .errors import ImageError
+
+# PIL reads more; for EPS it starts Ghostscript, on whatever the name of the file ends in.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MAX_ASPECT_RATIO = 200  # of a strip; resized to INPUT.MAX_SIZE it must keep a short side
+_EXIF_ORIENTATION, _TURNED = 274, (5, 6, 7, 8)
+
+
+def check_header(file_name: str) -> None:
+    """Refuse an image that must not be decoded, without decoding it.
+
+    Own decision, see docs/reliability.md: other formats than `FORMATS`, more pixels than PIL
+    decodes (178,956,970, twice `PIL.Image.MAX_IMAGE_PIXELS`), more than 8 bits in grey, which PIL
+    clips to white, and strips.
+
+    Raises:
+        ImageError: naming the file and what to do.
+    """
+    with _opened(file_name) as image:
+        fault = _fault(image)
+    if fault:
+        raise ImageError(f"image '{file_name}' {fault}, or remove it.")
+
+
+def image_size(file_name: str) -> tuple[int, int]:
+    """Height and width of an image as it is shown: turned as its EXIF data say.
+
+    Raises:
+        ImageError: see `check_header`.
+    """
+    check_header(file_name)
+    with _opened(file_name) as image:
+        try:
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        except Exception:  # broken EXIF data turn nothing, as in Detectron2
+            turned = False
+        return image.size if turned else image.size[::-1]
+
+
+def read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Detectron2's `read_image`, turned as the EXIF data say, behind `check_header`.
+
+    Args:
+        file_name: the file; what it holds counts, not what its name ends in.
+        format: "BGR", "RGB" or another mode of PIL's.
+
+    Returns:
+        (H, W, C) uint8.
+
+    Raises:
+        ImageError: naming the file and what to do.
+    """
+    check_header(file_name)
+    try:
+        return detection_utils.read_image(file_name, format)
+    except Exception as e:  # whatever a broken file makes a decoder raise
+        raise _unreadable(file_name, e) from e
+
+
+@contextmanager
+def _opened(file_name: str) -> Iterator[Image.Image]:
+    try:
+        with PathManager.open(file_name, "rb") as f, Image.open(f, formats=FORMATS) as image:
+            yield image
+    except Image.DecompressionBombError as e:
+        raise ImageError(
+            f"image '{file_name}' is too large to be decoded ({e}) Scale it down, or remove it."
+        ) from e
+    except Exception as e:
+        raise _unreadable(file_name, e) from e
+
+
+def _fault(image: Image.Image) -> str | None:
+    """What is wrong with an image by its header, and what to do."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return f"has more than 8 bits in grey (PIL's mode {image.mode}): scale it to 8 bits"
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        width, height = image.size
+        return f"is a strip of {width} x {height}, narrower than 1:{MAX_ASPECT_RATIO}: cut it"
+    return None
+
+
+def _unreadable(file_name: str, error: Exception) -> ImageError:
+    return ImageError(
+        f"image '{file_name}' cannot be read ({type(error).__name__}: {error}). Get the file again "
+        "or remove the image from the data set."
+    )
