@@ -46,6 +46,7 @@ from scnet_d2.outputs import new_file, new_folder
 
 CONFIG = REPO / "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
 ODD_NAMES = ["$\\frac$ & <b>'q\"</b>", "a/../b", "ça va 猫", "a,b;c", "=1+1", "x" * 300]
+NO_GLYPHS = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 
 
 def program(folder, name):
@@ -585,6 +586,7 @@ def label(cfg, folder, files):
     return bad, [json.loads(s) for s in (out / "labels.jsonl").read_text().splitlines()]
 
 
+@NO_GLYPHS
 def test_odd_class_and_file_names_are_drawn_and_written(random_model, tmp_path):
     names = ["a[1].png", "a1.png", "x" * 250 + ".png", "b\udcff c.png", "猫.png"]
     files = [os.fsdecode(os.fsencode(tmp_path / name)) for name in names]
@@ -601,6 +603,7 @@ def test_odd_class_and_file_names_are_drawn_and_written(random_model, tmp_path):
     ]  # fmt: skip
 
 
+@NO_GLYPHS
 def test_labelling_survives_unusable_images_and_counts_them(random_model, tmp_path):
     good = save(Image.new("RGB", (60, 40)), tmp_path / "good.png")
     strip = save(Image.new("RGB", (3000, 1)), tmp_path / "strip.png")

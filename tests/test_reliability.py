@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 from conftest import REPO
@@ -18,6 +19,7 @@ def matrix() -> list[str]:
     return [line for line in lines if line.startswith("|") and line not in heads]
 
 
+@cache
 def functions_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     return {x.name for x in tree.body if isinstance(x, ast.FunctionDef)}
