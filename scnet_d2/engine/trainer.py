@@ -63,6 +63,7 @@ class Trainer(DefaultTrainer):
                 "resumed: TrainLoader.from_config(cfg, mapper) takes any mapper"
             )
         self._statistics = batch_norm_statistics(self.model)
+        self._resumes = False
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -140,6 +141,7 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on where the run in `OUTPUT_DIR` ended, or load `MODEL.WEIGHTS`."""
         super().resume_or_load(resume)
+        self._resumes = resume
         self.train_loader.start = self.start_iter
 
     def state_dict(self) -> dict:
@@ -157,6 +159,8 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> OrderedDict | None:
         """Train from `start_iter` on; says at the end which images could not be used."""
+        if self._resumes and comm.is_main_process():
+            cut_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
         for hook in self._hooks:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._writers = open_writers(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
@@ -252,24 +256,22 @@ def batch_norm_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def open_writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
-    """Detectron2's writers, going on from an iteration.
-
-    What a killed run wrote of later iterations is taken out of `metrics.json`, and hidden in
-    TensorBoard: the resumed run writes it again.
-    """
+    """Detectron2's writers; TensorBoard hides what a killed run wrote of later iterations."""
     os.makedirs(output_dir, exist_ok=True)
-    metrics = os.path.join(output_dir, "metrics.json")
-    if start_iter and os.path.exists(metrics):
-        cut_metrics(metrics, start_iter)
     return [
         CommonMetricPrinter(max_iter),
-        JSONWriter(metrics),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
         TensorboardXWriter(output_dir, purge_step=start_iter or None),
     ]
 
 
 def cut_metrics(path: str, iteration: int) -> None:
-    """Take the lines of `iteration` and later, and a half-written last one, out of metrics.json."""
+    """Take what a resumed run writes again out of its metrics.json: lines from `iteration` on.
+
+    A half-written last line goes with them.
+    """
+    if not os.path.exists(path):
+        return
     kept = []
     with open(path) as file:
         for line in file:

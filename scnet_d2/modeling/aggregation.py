@@ -1,5 +1,6 @@
 """From label scores of boxes to label scores of an image."""
 
+import math
 from collections.abc import Callable
 
 import torch
