@@ -24,6 +24,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "fuzz": ["atheris"],
         "safetensors": ["safetensors"],
         "test": [
             "hypothesis",
