@@ -293,14 +293,15 @@ def _seeds(text: str, faults: Sequence[tuple[str, str]]) -> Iterator[bytes]:
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Drop, replace, repeat, exchange or retype one value; else see `mutate_bytes`."""
+    """Drop, replace, repeat, exchange, retype or shift one value; else see `mutate_bytes`."""
     try:
         content = json.loads(data)
         slots = list(_slots(content))
-        if slots and rng.random() < 0.8:
-            rng.choice((_drop, _replace, _repeat, _exchange, _retype))(slots, rng)
+        if slots and rng.random() < 0.9:
+            change = rng.choice((_drop, _replace, _repeat, _exchange, _retype, _shift))
+            change(slots, rng)
             return json.dumps(content).encode()
-    except (ValueError, RecursionError):  # no json, or a value put into itself
+    except (ValueError, OverflowError, RecursionError):  # no json, or a value put into itself
         pass
     return mutate_bytes(data, rng, JSON_TOKENS)
 
@@ -332,7 +333,10 @@ def _replace(slots: list[Slot], rng: random.Random) -> None:
 def _repeat(slots: list[Slot], rng: random.Random) -> None:
     container, key = rng.choice(slots)
     if isinstance(container, list):
-        container.insert(key, container[key])
+        value = copy.deepcopy(container[key])
+        if isinstance(value, dict) and rng.random() < 0.7:
+            value["id"] = rng.randrange(1000)  # most likely a new one, so that the file loads
+        container.insert(key, value)
     else:
         container[rng.choice(KEYS)] = container[key]
 
@@ -346,6 +350,13 @@ def _retype(slots: list[Slot], rng: random.Random) -> None:
     container, key = rng.choice(slots)
     value = container[key]
     container[key] = rng.choice((str(value), [value], {"id": value}, bool(value)))
+
+
+def _shift(slots: list[Slot], rng: random.Random) -> None:
+    numbers = [(c, k) for c, k in slots if type(c[k]) in (int, float)]
+    container, key = rng.choice(numbers or slots)
+    if numbers:
+        container[key] += rng.choice((-1, 1, 0.5, 17))
 
 
 def mutate_xml(data: bytes, rng: random.Random) -> bytes:
