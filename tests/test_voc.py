@@ -122,6 +122,12 @@ def test_unusable_boxes_are_dropped_and_their_labels_stay(voc, caplog):
     assert [r.message for r in caplog.records if f"{NAME}: 6 boxes" in r.message]
 
 
+def test_box_from_a_pixel_to_itself_is_one_pixel(voc):
+    write(voc, a=SIZE + obj("dog", (20, 30, 20, 30)))
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["annotations"][0]["bbox"] == [19, 29, 20, 30]
+
+
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
 def test_absent_size_is_read_from_the_image(voc, size):
     write(voc, a=size + obj("dog"))
