@@ -29,6 +29,7 @@ setup(
     extras_require={
         "app": ["gradio>=6.31,<7"],
         "export": ["onnx", "onnxruntime"],
+        "fuzz": ["atheris"],
         "safetensors": ["safetensors"],
         "test": [
             "gradio>=6.31,<7",

@@ -1,16 +1,22 @@
 import math
+from functools import cache, partial
 
+import numpy as np
 import pytest
+import scipy.special
 import torch
 from conftest import small_config
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from scnet_d2.modeling import LabelAggregator
+from scnet_d2.modeling.aggregation import logsumexp, max_score, noisy_or, topk_mean
 
 SCORES = torch.tensor([[0.2, 0.5], [0.6, 0.5], [0.4, 0.0]])  # three boxes, two labels
 
 
+@cache
 def aggregator(*opts) -> LabelAggregator:
     return LabelAggregator(small_config(*opts))
 
@@ -93,3 +99,92 @@ def test_patch_confidence_multiplies_the_fused_score():
 def test_a_weight_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="OBJECT_WEIGHT"):
         aggregator("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 1.5)
+
+
+FUNCTIONS = {
+    "max": max_score,
+    "topk_mean": partial(topk_mean, k=3),
+    "noisy_or": noisy_or,
+    "logsumexp": partial(logsumexp, sharpness=5.0),
+}
+each_function = pytest.mark.parametrize("aggregated", FUNCTIONS.values(), ids=FUNCTIONS)
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 4))
+box_scores = hnp.arrays(np.float32, shapes, elements=st.floats(0, 1, width=32)).map(torch.tensor)
+EPS = 1e-5  # float32
+
+
+@each_function
+@given(scores=box_scores, random=st.randoms(use_true_random=False))
+def test_order_of_boxes_does_not_matter(aggregated, scores, random):
+    order = random.sample(range(len(scores)), len(scores))
+    torch.testing.assert_close(aggregated(scores[order]), aggregated(scores))
+
+
+@each_function
+@given(scores=box_scores, raised=st.integers(0, 11), to=st.floats(0, 1, width=32))
+def test_a_higher_score_of_a_box_never_lowers_the_image_score(aggregated, scores, raised, to):
+    higher = scores.clone()
+    higher[raised % len(scores)].clamp_(min=to)
+    assert (aggregated(higher) >= aggregated(scores) - EPS).all()
+
+
+@each_function
+@given(scores=box_scores)
+def test_labels_do_not_influence_each_other(aggregated, scores):
+    alone = [aggregated(column[:, None]) for column in scores.T]
+    torch.testing.assert_close(aggregated(scores), torch.cat(alone))
+
+
+@each_function
+@given(scores=hnp.arrays(np.float32, (1, 4), elements=st.floats(0, 1, width=32)).map(torch.tensor))
+def test_the_score_of_a_single_box_is_that_of_the_image(aggregated, scores):
+    torch.testing.assert_close(aggregated(scores), scores[0], atol=EPS, rtol=0)
+
+
+@given(scores=box_scores, sharpness=st.floats(0.01, 100), k=st.integers(1, 15))
+def test_aggregations_lie_between_the_mean_and_noisy_or(scores, sharpness, k):
+    mean, top = scores.mean(dim=0), scores.amax(dim=0)
+    for between in (logsumexp(scores, sharpness), topk_mean(scores, k)):
+        tolerance = EPS + EPS / sharpness  # logsumexp divides its rounding by the sharpness
+        assert (mean - tolerance <= between).all()
+        assert (between <= top + tolerance).all()
+    assert (noisy_or(scores) >= top - EPS).all()
+
+
+@given(scores=box_scores)
+def test_topk_mean_falls_with_k_from_the_maximum_to_the_mean(scores):
+    means = torch.stack([topk_mean(scores, k) for k in range(1, len(scores) + 2)])
+    assert (means[1:] <= means[:-1] + EPS).all()
+    torch.testing.assert_close(means[0], max_score(scores))
+    torch.testing.assert_close(means[-1], scores.mean(dim=0))
+
+
+@pytest.mark.parametrize("aggregated", [max_score, noisy_or])
+@given(scores=box_scores)
+def test_a_box_without_labels_changes_nothing(aggregated, scores):
+    more = torch.cat([scores, torch.zeros(1, scores.shape[1])])
+    torch.testing.assert_close(aggregated(more), aggregated(scores))
+
+
+@given(scores=box_scores, sharpness=st.floats(0.1, 1e4))
+def test_logsumexp_equals_that_of_scipy(scores, sharpness):
+    weights = np.full(scores.shape, 1 / len(scores))
+    expected = scipy.special.logsumexp(sharpness * scores.double().numpy(), axis=0, b=weights)
+    np.testing.assert_allclose(logsumexp(scores, sharpness), expected / sharpness, atol=1e-4)
+
+
+@given(
+    logits=hnp.arrays(np.float32, (2, 3, 2), elements=st.floats(-1e4, 1e4, width=32)),
+    weight=st.floats(0, 1),
+    confidence=hnp.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)),
+)
+def test_fused_scores_lie_between_the_branches_and_confidence_only_lowers(
+    logits, weight, confidence
+):
+    first, second = torch.tensor(logits)
+    fused = LabelAggregator(object_weight=weight).fuse(first, second, torch.ones(3))
+    bounds = torch.stack([first.sigmoid(), second.sigmoid()])
+    assert (fused >= bounds.amin(dim=0) - EPS).all()
+    assert (fused <= bounds.amax(dim=0) + EPS).all()
+    confident = LabelAggregator(object_weight=weight, use_patch_confidence=True)
+    assert (confident.fuse(first, second, torch.tensor(confidence)) <= fused).all()

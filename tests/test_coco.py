@@ -64,13 +64,18 @@ def load(tmp_path):
 
     def write_and_load(content):
         json_file = tmp_path / "small.json"
-        text = content if isinstance(content, str) else json.dumps(content)
-        json_file.write_text(text, encoding="utf-8")
+        if not isinstance(content, bytes):
+            text = content if isinstance(content, str) else json.dumps(content)
+            content = text.encode()
+        json_file.write_bytes(content)
         register_coco_multilabel("small", json_file, tmp_path)
         return DatasetCatalog.get("small")
 
     yield write_and_load
     DatasetCatalog.pop("small", None)
+
+
+HUGE = 10**400  # an integer that no float holds
 
 
 def edited(section, position, **values):
@@ -129,7 +134,18 @@ def test_difficult_key_follows_the_policy(load):
 
 @pytest.mark.parametrize(
     "box",
-    [[5, 5, 0, 9], [5, 5, 9, -2], [60, 0, 5, 5], [-9, 0, 9, 5], [math.nan, 0, 5, 5]],
+    [
+        [5, 5, 0, 9],
+        [5, 5, 9, -2],
+        [60, 0, 5, 5],
+        [-9, 0, 9, 5],
+        [math.nan, 0, 5, 5],
+        [0, 0, math.inf, 5],
+        [1e308, 0, 1e308, 5],
+        [0, 0, HUGE, 5],
+        [0.5, 0, -HUGE, 5],
+    ],
+    ids=str,
 )
 def test_unusable_box_is_dropped_with_one_warning_and_its_label_stays(load, caplog, box):
     with caplog.at_level(logging.WARNING):
@@ -166,10 +182,28 @@ def without(section):
     return {key: value for key, value in SMALL.items() if key != section}
 
 
+def nested(depth):
+    box = []
+    for _ in range(depth):
+        box = [box]
+    return box
+
+
+def with_first_id(section, value):
+    return {**SMALL, "annotations": [], section: [{**SMALL[section][0], "id": value}]}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("", "not a complete json file"),
         (json.dumps(SMALL)[:-30], "not a complete json file"),
+        (json.dumps(SMALL) + "}", "not a complete json file"),
+        (json.dumps(SMALL).replace("120", "1" * 5000), "not a complete json file"),
+        (json.dumps(SMALL).encode("utf-16"), "not UTF-8"),
+        (json.dumps(SMALL).replace("cat", "chät").encode("latin-1"), "not UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"info": ' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
         ("[1, 2]", "a json list, not a COCO-format dict"),
         (without("images"), "'images' is missing"),
         (without("annotations"), "'annotations' is missing"),
@@ -180,23 +214,62 @@ def without(section):
         (edited("images", 1, file_name=None), r"images\[1\] lacks a valid file_name"),
         (edited("images", 1, id=[9], height="40"), r"images\[1\] lacks a valid id, height"),
         ({**SMALL, "images": [7]}, r"images\[0\] lacks a valid id, file_name, height, width"),
+        (with_first_id("images", True), r"images\[0\] lacks a valid id"),
+        (with_first_id("categories", True), r"categories\[0\] lacks a valid id"),
+        (edited("images", 1, width=True), r"images\[1\] lacks a valid width"),
+        (edited("images", 1, id="four"), r"image ids \[5, 'four'\] are of two types"),
+        (edited("images", 1, file_name=" "), r"image 4 \(' '\) has no valid file_name"),
+        (edited("images", 1, file_name="a\0.png"), "image 4 .* has no valid file_name"),
+        (edited("images", 1, file_name="\ud800.png"), "image 4 .* has no valid file_name"),
+        (edited("images", 1, width=-60), r"image 4 \('4.png'\) has height and width \(40, -60\)"),
+        (edited("images", 1, width=60.5), "image 4 .* has height and width"),
+        (edited("images", 1, width=math.nan), "image 4 .* has height and width"),
+        (edited("images", 1, width=math.inf), "image 4 .* has height and width"),
+        (edited("images", 1, width=HUGE), "image 4 .* has height and width"),
         (edited("images", 1, id=9), "id 9 occurs twice in 'images'"),
-        (edited("images", 1, height=0), r"image 4 \(4.png\) has height and width \(0, 60\)"),
+        (edited("images", 1, height=0), r"image 4 \('4.png'\) has height and width \(0, 60\)"),
         (edited("annotations", 2, bbox=KeyError), r"annotations\[2\] lacks a valid bbox"),
         (edited("annotations", 2, id=1), "id 1 occurs twice in 'annotations'"),
         (edited("annotations", 2, category_id=8), "annotation 3: category_id 8 is not in"),
         (edited("annotations", 2, image_id=77), "annotation 3: image_id 77 is not in"),
         (edited("annotations", 2, bbox=[1, 2, 3]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=[1, 2, 3, None]), "annotation 3: bbox"),
+        (edited("annotations", 2, bbox=[True, True, True, True]), "annotation 3: bbox"),
+        (edited("annotations", 2, bbox=["1", "1", "9", "9"]), "annotation 3: bbox"),
+        (edited("annotations", 2, bbox=nested(500)), r"bbox \[\[\[\[\[\[\[\.\.\.\]"),
+        (edited("annotations", 2, category_id="3"), r"annotations\[2\] lacks a valid category_id"),
+        (edited("annotations", 2, category_id=True), r"annotations\[2\] lacks a valid category_id"),
+        (edited("annotations", 2, image_id=True), r"annotations\[2\] lacks a valid image_id"),
+        (edited("annotations", 2, iscrowd="0"), "annotation 3: 'iscrowd' and 'difficult' are 0 or"),
+        (edited("annotations", 2, difficult=[1]), "annotation 3: 'iscrowd' and 'difficult' are 0"),
+        (edited("annotations", 2, iscrowd=math.nan), "annotation 3: 'iscrowd' and 'difficult' are"),
         (edited("annotations", 2, ignore=1), "annotation 3: Detectron2 does not take 'ignore'"),
         (edited("categories", 1, id=7), "id 7 occurs twice in 'categories'"),
         (edited("categories", 1, name="dog"), r"\['dog'\] occur twice"),
+        (edited("categories", 1, name=""), "the class name '' is empty"),
+        (edited("categories", 1, name="\ud800"), "cannot be printed; rename it"),
+        ({"images": [], "annotations": [], "categories": []}, "'images' is empty"),
     ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 99 else "",
 )
 def test_broken_file_is_named_with_its_fault(load, tmp_path, content, message):
     with pytest.raises(DatasetError, match=message) as error:
         load(content)
     assert str(tmp_path / "small.json") in str(error.value)
+
+
+def test_utf8_with_a_byte_order_mark_is_read(load):
+    assert len(load(json.dumps(SMALL).encode("utf-8-sig"))) == 3
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, 1), (1.0, 1), (0, 0), (None, 0)])
+def test_flags_of_other_writers_are_read(load, value, expected):
+    assert load(edited("annotations", 1, iscrowd=value))[2]["annotations"][1]["iscrowd"] == expected
+
+
+def test_file_name_in_the_encoding_of_the_file_system_is_kept(load, tmp_path):
+    name = os.fsdecode(b"\xe4.png")  # Latin-1, as it comes out of os.listdir
+    assert load(edited("images", 1, file_name=name))[0]["file_name"] == str(tmp_path / name)
 
 
 def test_dropping_every_image_is_an_error(load):

@@ -328,6 +328,96 @@ def test_top_k_of_all_classes_changes_nothing(problem):
     assert [metrics[key] for key in SEVEN[1:]] == [metrics[f"{key}_top100"] for key in SEVEN[1:]]
 
 
+@st.composite
+def untied(draw):
+    """Scores that are all different, with at least one positive."""
+    shape = draw(st.tuples(st.integers(1, 10), st.integers(1, 5)))
+    order = draw(st.permutations(range(shape[0] * shape[1])))
+    labels = draw(hnp.arrays(bool, shape))
+    labels[0, 0] = True
+    return (np.array(order).reshape(shape) + 1) / (len(order) + 1), labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=untied(), seed=st.integers(0, 1000))
+def test_order_of_classes_does_not_matter_where_no_scores_tie(problem, seed):
+    scores, labels = problem
+    order = np.random.default_rng(seed).permutation(scores.shape[1])
+    metrics = multilabel_metrics(scores, labels)
+    others = multilabel_metrics(scores[:, order], labels[:, order])
+    per_class = metrics.pop("per_class_AP")
+    np.testing.assert_allclose(others["per_class_AP"], per_class[order])
+    _assert_same(metrics, others)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), seed=st.integers(0, 1000))
+def test_order_of_classes_matters_at_most_to_the_top3_where_scores_tie(problem, seed):
+    order = np.random.default_rng(seed).permutation(problem[0].shape[1])
+    metrics = multilabel_metrics(*problem)
+    others = multilabel_metrics(*(x[:, order] for x in problem))
+    np.testing.assert_allclose(others["per_class_AP"], metrics["per_class_AP"][order])
+    _assert_same({key: metrics[key] for key in KEYS[:10]}, others)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_drawn_scores_equal_scikit_learn(problem):
+    scores, labels, _ = problem
+    metrics = multilabel_metrics(scores, labels)
+    for key, value in _reference_metrics(scores, labels).items():
+        assert metrics[key] / 100 == pytest.approx(value, abs=1e-9), key
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_drawn_ap_without_the_ignored_entries_equals_scikit_learn(problem):
+    scores, labels, ignored = problem
+    per_class = multilabel_metrics(scores, labels, ignored)["per_class_AP"] / 100
+    for s, y, out, ap in zip(scores.T, labels.T, ignored.T, per_class, strict=True):
+        if y[~out].any():
+            assert ap == pytest.approx(sklearn.metrics.average_precision_score(y[~out], s[~out]))
+        else:
+            assert math.isnan(ap)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), times=st.integers(2, 4))
+def test_every_image_several_times_changes_nothing(problem, times):
+    repeated = (np.tile(x, (times, 1)) for x in problem)
+    _assert_same(multilabel_metrics(*problem), multilabel_metrics(*repeated))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=untied(), seed=st.integers(0, 1000))
+def test_ranking_a_positive_first_never_lowers_ap_where_no_scores_tie(problem, seed):
+    scores, labels = problem
+    image, label = np.random.default_rng(seed).choice(np.argwhere(labels))
+    raised = scores.copy()
+    raised[image, label] = 1.0
+    metrics, others = multilabel_metrics(scores, labels), multilabel_metrics(raised, labels)
+    for key in ("mAP", "mAP_interp", "mAP_11pt"):
+        assert others[key] >= metrics[key] - 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), thresholds=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_lower_threshold_never_lowers_recall(problem, thresholds):
+    low, high = (multilabel_metrics(*problem, threshold=t) for t in sorted(thresholds))
+    assert all(low[key] >= high[key] - 1e-9 for key in ("CR", "OR", "CR_top3", "OR_top3"))
+    assert multilabel_metrics(*problem, threshold=0.0)["OR"] == pytest.approx(100)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), top_k=st.integers(1, 6))
+def test_top_k_holds_at_most_k_and_the_smaller_ones(problem, top_k):
+    scores, _, ignored = problem
+    chosen = top_k_decisions(scores, ignored, top_k)
+    np.testing.assert_array_equal(chosen.sum(axis=1), np.minimum(top_k, (~ignored).sum(axis=1)))
+    assert not (chosen & ignored).any()
+    assert (top_k_decisions(scores, ignored, top_k + 1) >= chosen).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(problem=problems())
 def test_perfect_scores_give_100(problem):

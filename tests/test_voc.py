@@ -1,5 +1,6 @@
 """PASCAL VOC data sets: boxes, difficult objects, labels and errors."""
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -48,6 +49,12 @@ def obj(name, box=(1, 1, 20, 20), difficult=0, extra=""):
         f"<object><name>{name}</name><difficult>{difficult}</difficult>"
         f"<bndbox>{bndbox}</bndbox>{extra}</object>"
     )
+
+
+def write_bytes(folder, content, listed=b"a\n"):
+    """Write the annotation of image "a" and the list as they are."""
+    (folder / "Annotations/a.xml").write_bytes(content)
+    (folder / "ImageSets/Main/train.txt").write_bytes(listed)
 
 
 def write(folder, **images):
@@ -99,13 +106,26 @@ def test_parts_of_a_person_are_not_objects(voc):
 
 
 def test_unusable_boxes_are_dropped_and_their_labels_stay(voc, caplog):
-    boxes = ((9, 9, 5, 20), (70, 1, 80, 9), ("nan", 1, 9, 9))
+    boxes = (
+        (9, 9, 5, 20),
+        (9, 9, 20, 8),  # of no height: 9 to 9 is one pixel
+        (70, 1, 80, 9),
+        ("nan", 1, 9, 9),
+        (1, 1, "inf", 9),
+        (1, 1, "9" * 5000, 9),
+    )
     write(voc, a=SIZE + "".join(obj("dog", box) for box in boxes) + obj("cow", (-5, 1, 99, 9)))
     with caplog.at_level(logging.WARNING):
         (record,) = DatasetCatalog.get(NAME)
     assert [a["bbox"] for a in record["annotations"]] == [[0, 0, 60, 9]]
     assert record["image_labels"] == [COW, DOG]
-    assert [r.message for r in caplog.records if f"{NAME}: 3 boxes" in r.message]
+    assert [r.message for r in caplog.records if f"{NAME}: 6 boxes" in r.message]
+
+
+def test_box_from_a_pixel_to_itself_is_one_pixel(voc):
+    write(voc, a=SIZE + obj("dog", (20, 30, 20, 30)))
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["annotations"][0]["bbox"] == [19, 29, 20, 30]
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
@@ -137,8 +157,14 @@ def test_callers_may_change_what_they_loaded(voc):
         (obj("dog", (1, 2, "x", 4)), "box of a 'dog' is .*not four numbers"),
         ("<object><name>dog</name></object>", "box of a 'dog' is .*not four numbers"),
         ("<object>", "mismatched tag"),
-        (obj("dog", difficult="perhaps"), "perhaps"),
+        (obj("dog", difficult="perhaps"), "difficult is 'perhaps', not a whole number up to 1"),
+        (obj("dog", difficult=2), "difficult is '2', not a whole number up to 1"),
+        (obj("Dog"), "class 'Dog' is not one of the 20 VOC classes"),
+        ("<object><bndbox/></object>", "class '' is not one of the 20 VOC classes"),
+        (obj("x" * 5000), r"class 'x+\.\.\.x+' is not one"),
+        ("<folder>&undeclared;</folder>", "undefined entity"),
     ],
+    ids=lambda value: value if len(value) < 99 else "",
 )
 def test_broken_annotation_is_named_with_its_fault(voc, content, message):
     write(voc, i139=SIZE + content)
@@ -148,6 +174,92 @@ def test_broken_annotation_is_named_with_its_fault(voc, content, message):
     assert str(voc / "Annotations/i139.xml") in str(error.value)
 
 
+@pytest.mark.parametrize("width", ["-60", "60.0", "nan", "wide", "9" * 400, "9" * 5000], ids=len)
+def test_size_that_is_no_whole_number_is_refused(voc, width):
+    size = SIZE.replace("<width>60</width>", f"<width>{width}</width>")
+    write(voc, a=size + obj("dog"))
+    with pytest.raises(DatasetError, match=r"image a\.jpg .*size/width is .* not a whole number"):
+        DatasetCatalog.get(NAME)
+
+
+def test_absent_size_of_an_unreadable_image_is_an_error(voc, monkeypatch):
+    write(voc, a=obj("dog"))
+    with pytest.raises(DatasetError, match=r"image a\.jpg of .*a\.jpg' cannot be read"):
+        DatasetCatalog.get(NAME)
+    Image.new("RGB", (33, 22)).save(voc / "JPEGImages/a.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DatasetError, match=r"a\.jpg.*exceeds limit of 200 pixels"):
+        DatasetCatalog.get(NAME)
+
+
+WHOLE = f"<annotation><folder>Bäume</folder>{SIZE}{obj('dog')}</annotation>"
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [("", "utf-8-sig"), ("", "utf-16"), ("iso-8859-1", "latin-1"), ("windows-1252", "cp1252")],
+)
+def test_declared_encodings_and_byte_order_marks_are_read(voc, declared, encoding):
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    write_bytes(voc, (declaration + WHOLE).encode(encoding))
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["image_labels"] == [DOG]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no element found"),
+        (WHOLE.encode()[:120], "line 1, column"),
+        (WHOLE.encode() * 2, "junk after document element"),
+        (WHOLE.encode("latin-1"), "not well-formed"),
+        (b"<?xml version='1.0' encoding='klingon'?>" + WHOLE.encode(), "unknown encoding: klingon"),
+        (b"<?xml version='1.0' encoding='hex'?>" + WHOLE.encode(), "'hex' is not a text encoding"),
+        (b"<?xml version='1.0' encoding='utf-7'?>" + WHOLE.encode(), "multi-byte encodings"),
+        (b"<html><p>404</p></html>", "its annotation is a <html>, not an <annotation>"),
+        (b'{"annotations": []}', "not well-formed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_file_that_is_no_annotation_is_named_with_its_fault(voc, content, message):
+    write_bytes(voc, content)
+    with pytest.raises(DatasetError, match=rf"image a\.jpg of {NAME}: .*{message}"):
+        DatasetCatalog.get(NAME)
+
+
+def test_deeply_nested_elements_are_read(voc):
+    write(voc, a=SIZE + "<part>" * 20_000 + "</part>" * 20_000 + obj("dog"))
+    assert DatasetCatalog.get(NAME)[0]["image_labels"] == [DOG]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [b"\n\n  \na\n\n", b"a\r\n", b"a", b"\xef\xbb\xbfa\n", b"a -1\n", b"a  1\n"],
+    ids=repr,
+)
+def test_list_with_blank_lines_byte_order_mark_or_states_is_read(voc, listed):
+    write_bytes(voc, WHOLE.encode(), listed)
+    assert [r["image_id"] for r in DatasetCatalog.get(NAME)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (b"a b c\n", "line 1 is 'a b c', not one image id"),
+        (b"a\na 2\n", "line 2 is 'a 2', not one image id"),
+        (b"a\n# comment\n", "line 2 is '# comment', not one image id"),
+        ("a\n".encode("utf-16"), "not UTF-8"),
+        (b"a\n\xe4\n", "not UTF-8"),
+        (b"a\0\n", "embedded null byte"),
+    ],
+    ids=repr,
+)
+def test_list_with_other_content_is_refused(voc, listed, message):
+    write_bytes(voc, WHOLE.encode(), listed)
+    with pytest.raises(DatasetError, match=message):
+        DatasetCatalog.get(NAME)
+
+
 def test_absent_annotation_file_is_named(voc):
     write(voc, a=SIZE)
     (voc / "ImageSets/Main/train.txt").write_text("b\n")
@@ -155,11 +267,19 @@ def test_absent_annotation_file_is_named(voc):
         DatasetCatalog.get(NAME)
 
 
+# &c; of ten times &l8;, of ten times &l7;, ...: 10^10 characters
+NAMES = [f"l{i}" for i in range(9)] + ["c"]
+LAUGHS = '<!ENTITY l0 "hahahahaha">' + "".join(
+    f'<!ENTITY {name} "{f"&{inner};" * 10}">' for inner, name in itertools.pairwise(NAMES)
+)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 @pytest.mark.parametrize(
     "declaration",
     [
         '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]>',
+        f"<!DOCTYPE a [{LAUGHS}]>",
         '<!DOCTYPE a SYSTEM "file:///etc/hostname">',
         '<!DOCTYPE a [<!ENTITY c SYSTEM "file:///etc/hostname">]>',
     ],

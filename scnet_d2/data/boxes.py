@@ -9,6 +9,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+LONGEST_SIDE = 2**31 - 1  # of an image, in pixels: the limit of PNG, far above that of JPEG
+
 
 def clip_box(box: Sequence[float], width: float, height: float) -> list[float] | None:
     """Clip an XYXY box in pixels to the image.

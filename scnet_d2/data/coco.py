@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections import defaultdict
+import reprlib
+from collections import Counter, defaultdict
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from .boxes import clip_annotations
+from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, check_class_names, require_inside, require_path
 from .labels import get_label_policy, image_labels
 
 _CHECK_PATHS = "Check the paths given to register_coco_multilabel."
 _UNUSED = ("segmentation", "keypoints", "area", "coco_url", "flickr_url", "date_captured")
 _FIELDS = {
-    "images": {"id": (int, str), "file_name": str, "height": (int, float), "width": (int, float)},
-    "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
+    "images": {
+        "id": (int, str),
+        "file_name": (str,),
+        "height": (int, float),
+        "width": (int, float),
+    },
+    "annotations": {
+        "id": (int, str),
+        "image_id": (int, str),
+        "category_id": (int,),
+        "bbox": (list,),
+    },
+    "categories": {"id": (int,), "name": (str,)},
 }
 
 
@@ -155,9 +167,8 @@ def _records(
 
 
 def _annotation(annotation: dict[str, Any], id_map: dict[int, int]) -> dict[str, Any]:
-    x, y, width, height = annotation["bbox"]
     kept = {
-        "bbox": [x, y, x + width, y + height],
+        "bbox": _corners(annotation["bbox"]),
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": id_map[annotation["category_id"]],
         "iscrowd": int(bool(annotation.get("iscrowd"))),
@@ -165,6 +176,15 @@ def _annotation(annotation: dict[str, Any], id_map: dict[int, int]) -> dict[str,
     if "difficult" in annotation:
         kept["difficult"] = int(bool(annotation["difficult"]))
     return kept
+
+
+def _corners(box: list) -> list[float]:
+    """XYXY of [x, y, width, height]; nan if a number is too large for a float."""
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:  # an integer of more than 308 digits: as unusable as the float 1e400, inf
+        return [math.nan] * 4
+    return [x, y, x + width, y + height]
 
 
 def _set_metadata(name: str, classes: list[str], **metadata: Any) -> None:
@@ -188,9 +208,15 @@ def _without_unused(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _read_json(json_file: str) -> Any:
     try:
-        with PathManager.open(json_file, "r", encoding="utf-8") as f:
+        with PathManager.open(json_file, "r", encoding="utf-8-sig") as f:  # with or without BOM
             return json.load(f, object_hook=_without_unused)
-    except ValueError as e:  # JSONDecodeError, UnicodeDecodeError
+    except UnicodeDecodeError as e:
+        raise DatasetError(f"{json_file}: not UTF-8 ({e}). Save it in UTF-8.") from e
+    except RecursionError as e:
+        raise DatasetError(
+            f"{json_file}: lists or dicts nested too deeply ({e}). Write it without them."
+        ) from e
+    except ValueError as e:  # JSONDecodeError, or an integer of more digits than Python takes
         raise DatasetError(
             f"{json_file}: not a complete json file ({e}). Get or write it again."
         ) from e
@@ -224,7 +250,7 @@ def _check_section(content: dict, section: str, fields: dict[str, Any], json_fil
             )
         if entry["id"] in seen:
             raise DatasetError(
-                f"{json_file}: id {entry['id']} occurs twice in '{section}'; make the ids unique."
+                f"{json_file}: id {entry['id']!r} occurs twice in '{section}'; make the ids unique."
             )
         seen.add(entry["id"])
 
@@ -232,25 +258,48 @@ def _check_section(content: dict, section: str, fields: dict[str, Any], json_fil
 def _wrong_fields(entry: Any, fields: dict[str, Any]) -> list[str]:
     if not isinstance(entry, dict):
         return list(fields)
-    return [key for key, kind in fields.items() if not isinstance(entry.get(key), kind)]
+    # not isinstance: true and false are no numbers here
+    return [key for key, types in fields.items() if type(entry.get(key)) not in types]
 
 
 def _check_images(images: list[dict], json_file: str) -> None:
     for image in images:
+        fault = None
         sides = image["height"], image["width"]
-        if not all(v > 0 and float(v).is_integer() for v in sides):
+        if not _is_file_name(image["file_name"]):
+            fault = "no valid file_name; write the name of its file"
+        elif not all(1 <= v <= LONGEST_SIDE and float(v).is_integer() for v in sides):
+            fault = f"height and width {reprlib.repr(sides)}; write its size in pixels"
+        if fault:
             raise DatasetError(
-                f"{json_file}: image {image['id']} ({image['file_name']}) has height and width "
-                f"{sides}; write its size in pixels."
+                f"{json_file}: image {image['id']!r} ({image['file_name']!r}) has {fault}."
             )
+    ids = {type(image["id"]): image["id"] for image in images}
+    if len(ids) > 1:  # they are sorted
+        raise DatasetError(
+            f"{json_file}: image ids {reprlib.repr(list(ids.values()))} are of two types; write "
+            "all of them as numbers or all as texts."
+        )
 
 
 def _check_categories(categories: list[dict], json_file: str) -> None:
-    names = [c["name"] for c in categories]
+    names = [category["name"] for category in categories]
     check_class_names(names, json_file)
-    repeated = sorted({n for n in names if names.count(n) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DatasetError(f"{json_file}: category names {repeated} occur twice; rename them.")
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a text can name a file (JSON allows half characters).
+
+    A name that the file system has in another encoding comes with surrogate escapes.
+    """
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return bool(text.strip()) and "\0" not in text
 
 
 def _check_annotations(content: dict[str, list[dict]], json_file: str) -> None:
@@ -259,16 +308,23 @@ def _check_annotations(content: dict[str, list[dict]], json_file: str) -> None:
     for annotation in content["annotations"]:
         fault = None
         if annotation["image_id"] not in image_ids:
-            fault = f"image_id {annotation['image_id']} is not in 'images'; add it or drop this"
+            fault = f"image_id {annotation['image_id']!r} is not in 'images'; add it or drop this"
         elif annotation["category_id"] not in category_ids:
             fault = f"category_id {annotation['category_id']} is not in 'categories'; add it there"
         elif not _is_box(annotation["bbox"]):
-            fault = f"bbox {annotation['bbox']} is not [x, y, width, height] in pixels; correct it"
+            box = reprlib.repr(annotation["bbox"])
+            fault = f"bbox {box} is not [x, y, width, height] in pixels; correct it"
+        elif not (_is_flag(annotation.get("iscrowd")) and _is_flag(annotation.get("difficult"))):
+            fault = "'iscrowd' and 'difficult' are 0 or 1; correct it"
         elif annotation.get("ignore", 0):
             fault = "Detectron2 does not take 'ignore'; use 'iscrowd' or 'difficult' instead"
         if fault:
-            raise DatasetError(f"{json_file}: annotation {annotation['id']}: {fault}.")
+            raise DatasetError(f"{json_file}: annotation {annotation['id']!r}: {fault}.")
 
 
 def _is_box(box: list) -> bool:
     return len(box) == 4 and all(type(v) in (int, float) for v in box)
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or value in (0, 1)

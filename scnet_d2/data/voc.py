@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import reprlib
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,7 +15,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from .boxes import clip_annotations
+from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, require_inside, require_path
 from .images import image_size
 from .labels import get_label_policy, image_labels
@@ -71,11 +74,22 @@ def load_voc_multilabel(
 
 
 def _image_ids(split_file: str) -> list[str]:
-    with PathManager.open(split_file, "r") as f:
-        ids = [line.split()[0] for line in f if line.strip()]
-    if len(set(ids)) < len(ids):
-        repeated = next(i for i in ids if ids.count(i) > 1)
-        raise DatasetError(f"{split_file}: image {repeated} occurs twice; keep one line of it.")
+    """Image ids, one a line; the -1, 0 or 1 after it in the list of a class is not read."""
+    try:
+        with PathManager.open(split_file, "r", encoding="utf-8-sig") as f:  # with or without BOM
+            rows = {number: line.split() for number, line in enumerate(f, 1) if line.strip()}
+    except UnicodeDecodeError as e:
+        raise DatasetError(f"{split_file}: not UTF-8 ({e}). Save it in UTF-8.") from e
+    for number, row in rows.items():
+        if row[1:] not in ([], ["-1"], ["0"], ["1"]):
+            raise DatasetError(
+                f"{split_file}: line {number} is {reprlib.repr(' '.join(row))}, not one image id; "
+                "write one on each line."
+            )
+    ids = [row[0] for row in rows.values()]
+    repeated = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
+    if repeated:
+        raise DatasetError(f"{split_file}: image {repeated[0]} occurs twice; keep one line of it.")
     return ids
 
 
@@ -86,12 +100,12 @@ def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any
     xml_file = os.path.join(annotation_dir, f"{image_id}.xml")
     try:
         height, width, objects = _parse(xml_file, os.stat(xml_file).st_mtime_ns)
-        if height < 1 or width < 1:
+        if not (height and width):
             height, width = image_size(image_file)
     except (OSError, ET.ParseError, ValueError) as e:
         raise DatasetError(
-            f"image {image_id}.jpg of {dataset_name}: {e}. Correct '{xml_file}' or unpack the "
-            "archive again."
+            f"image {image_id}.jpg of {dataset_name}: {str(e).rstrip('.')}. Correct '{xml_file}' or "
+            "unpack the archive again."
         ) from e
     return {
         "file_name": image_file,
@@ -122,16 +136,38 @@ class _NoDoctype(ET.TreeBuilder):
 @lru_cache(maxsize=1 << 15)
 def _parse(xml_file: str, mtime_ns: int) -> _Image:
     """Read one annotation file; ``mtime_ns`` keys the cache."""
-    root = ET.parse(xml_file, parser=ET.XMLParser(target=_NoDoctype())).getroot()
-    height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    root = _read_xml(xml_file)
+    height, width = (_number(root, f"size/{side}", LONGEST_SIDE) for side in ("height", "width"))
     return _Image(height, width, tuple(_parse_object(o) for o in root.findall("object")))
+
+
+def _read_xml(xml_file: str) -> ET.Element:
+    try:
+        root = ET.parse(xml_file, parser=ET.XMLParser(target=_NoDoctype())).getroot()
+    except LookupError as e:  # <?xml version="1.0" encoding="no such thing"?>
+        raise ValueError(
+            f"the encoding that its annotation declares is no text encoding: {e}"
+        ) from e
+    if root.tag != "annotation":  # another file would pass as an image without objects
+        raise ValueError(f"its annotation is a <{root.tag}>, not an <annotation>")
+    return root
+
+
+def _number(element: ET.Element, path: str, largest: int) -> int:
+    """Whole number from 0 to `largest` in the element at `path`; 0 where it is absent or blank."""
+    text = (element.findtext(path) or "").strip() or "0"
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > largest:
+        raise ValueError(f"{path} is {reprlib.repr(text)}, not a whole number up to {largest}")
+    return int(text)
 
 
 def _parse_object(element: ET.Element) -> _Object:
     name = (element.findtext("name") or "").strip()
     if name not in CLASS_NAMES:
-        raise ValueError(f"class '{name}' is not one of the {len(CLASS_NAMES)} VOC classes")
-    difficult = int(element.findtext("difficult") or 0)
+        raise ValueError(
+            f"class {reprlib.repr(name)} is not one of the {len(CLASS_NAMES)} VOC classes"
+        )
+    difficult = _number(element, "difficult", 1)
     return _Object(CLASS_NAMES.index(name), _parse_box(element, name), difficult)
 
 
@@ -140,6 +176,8 @@ def _parse_box(element: ET.Element, name: str) -> Sequence[float]:
     try:
         xmin, ymin, xmax, ymax = map(float, texts)
     except (TypeError, ValueError):
-        raise ValueError(f"the box of a '{name}' is {texts}, not four numbers") from None
+        raise ValueError(
+            f"the box of a '{name}' is {reprlib.repr(texts)}, not four numbers"
+        ) from None
     # VOC counts pixels from 1 and includes the last one: xmin 1, xmax W is the whole width.
     return xmin - 1.0, ymin - 1.0, xmax, ymax
