@@ -104,8 +104,8 @@ def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any
             height, width = image_size(image_file)
     except (OSError, ET.ParseError, ValueError) as e:
         raise DatasetError(
-            f"image {image_id}.jpg of {dataset_name}: {str(e).rstrip('.')}. Correct '{xml_file}' or "
-            "unpack the archive again."
+            f"image {image_id}.jpg of {dataset_name}: {str(e).rstrip('.')}. "
+            f"Correct '{xml_file}' or unpack the archive again."
         ) from e
     return {
         "file_name": image_file,
