@@ -26,13 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.engine import HookBase, default_setup
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2 import load_config, use_available_device
 from scnet_d2.checkpoint import read_checkpoint
 from scnet_d2.data import register_coco_multilabel
 from scnet_d2.data.context_scenes import SPLITS, SceneConfig, generate
@@ -114,11 +113,8 @@ def flat(rows: list[tuple[int, float]]) -> str:
 def memory(args: argparse.Namespace, folder: Path) -> None:
     """Prints the memory of a training and of an evaluation."""
     scenes = Path(generate(str(folder), SceneConfig(sizes=(200, 8, 1))))
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(str(CONFIG))
     opts = {"SOLVER__CHECKPOINT_PERIOD": 500, "SOLVER__CHECKPOINTS_KEPT": 2, "DATASETS__VAL": "()"}
-    cfg.merge_from_list(keys(folder / "run", SOLVER__MAX_ITER=args.iterations, **opts))
+    cfg = load_config(CONFIG, keys(folder / "run", SOLVER__MAX_ITER=args.iterations, **opts))
     use_available_device(cfg)
     for names in data(scenes):
         register_coco_multilabel(*names)

@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data.detection_utils import read_image
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from scnet_d2 import add_scnet_config, use_available_device
+from scnet_d2 import load_config, use_available_device
+from scnet_d2.data import ImageError, read_image
 from scnet_d2.evaluation.html_charts import jpeg_url
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.inference.label_page import (
@@ -67,14 +67,16 @@ def read_photo(path: str | Path) -> np.ndarray:
     Raises:
         PhotoError: if the file is damaged, no image, or too large.
     """
-    name = Path(path).name
+    path, name = os.fspath(path), Path(path).name
     try:
-        return np.ascontiguousarray(read_image(os.fspath(path), format="BGR"))
-    except FileNotFoundError as error:  # uploads are deleted after an hour
-        raise PhotoError(f"{name} is no longer there: choose it again.") from error
-    except Image.DecompressionBombError as error:
-        raise PhotoError(f"{name} is too large: it has over 178 million pixels.") from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
+        return np.ascontiguousarray(read_image(path, format="BGR"))
+    except ImageError as error:
+        if error.__cause__ is None:  # readable, but of a kind that is refused
+            raise PhotoError(str(error).replace(f"image '{path}'", name)) from error
+        if isinstance(error.__cause__, FileNotFoundError):  # uploads are deleted after an hour
+            raise PhotoError(f"{name} is no longer there: choose it again.") from error
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise PhotoError(f"{name} is too large: it has over 178 million pixels.") from error
         raise PhotoError(
             f"{name} cannot be read: it is damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF file."
         ) from error
@@ -244,10 +246,7 @@ def load_examples(folder: str) -> dict[str, str]:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     if cfg.MODEL.META_ARCHITECTURE != "SCNet":
         raise ValueError(
             f"{args.config_file}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; the "

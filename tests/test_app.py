@@ -223,12 +223,12 @@ def test_a_big_photograph_reaches_the_page_reduced(app, run, tmp_path):
     assert shown.size == (1280, 853)
 
 
-def test_a_strip_that_the_model_cannot_take_gives_a_message(app, run, tmp_path):
+def test_a_strip_gives_a_message(app, run, tmp_path):
     Image.new("RGB", (4000, 1)).save(tmp_path / "strip.png")
     page = app.LabelPage(SCNetPredictor(run[1]), {})
     photo, html = page.label(str(tmp_path / "strip.png"), 0.5, 10, False)
     assert photo is None
-    assert "The model cannot label strip.png" in Page(html).text
+    assert "strip.png is a strip of 4000 x 1" in Page(html).text
 
 
 # The page in a browser

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data.detection_utils import read_image
+from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from tabulate import tabulate
 
-from scnet_d2 import add_scnet_config
+from scnet_d2 import load_config
+from scnet_d2.data import read_image
 from scnet_d2.data.context_scenes import SceneConfig, render_scene
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.inference import export as formats
@@ -64,10 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides; the model is on the CPU."""
-    cfg = get_cfg()
-    add_scnet_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
