@@ -234,6 +234,8 @@ def with_first_id(section, value):
         (edited("annotations", 2, image_id=77), "annotation 3: image_id 77 is not in"),
         (edited("annotations", 2, bbox=[1, 2, 3]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=[1, 2, 3, None]), "annotation 3: bbox"),
+        (edited("annotations", 2, id="\ud800", bbox=[]), r"annotation '\\ud800': bbox"),
+        (edited("annotations", 2, image_id="\ud800"), r"image_id '\\ud800' is not in"),
         (edited("annotations", 2, bbox=[True, True, True, True]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=["1", "1", "9", "9"]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=nested(500)), r"bbox \[\[\[\[\[\[\[\.\.\.\]"),
@@ -256,6 +258,7 @@ def test_broken_file_is_named_with_its_fault(load, tmp_path, content, message):
     with pytest.raises(DatasetError, match=message) as error:
         load(content)
     assert str(tmp_path / "small.json") in str(error.value)
+    str(error.value).encode()  # it can be printed
 
 
 def test_utf8_with_a_byte_order_mark_is_read(load):
