@@ -23,7 +23,9 @@ setup(
         "tabulate>=0.9",
         "tqdm",
     ],
+    entry_points={"console_scripts": ["scnet-tag = scnet_d2.inference.tagging:main"]},
     extras_require={
+        "ray": ["ray[data]"],
         "safetensors": ["safetensors"],
         "test": [
             "hypothesis",
@@ -32,6 +34,7 @@ setup(
             "ruff==0.17.6",
             "scikit-learn",
             "pypi-simple",
+            "ray[data]",
             "safetensors",
             "scipy",
         ],
