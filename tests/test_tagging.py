@@ -49,12 +49,12 @@ def save_model(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """36 scenes in two folders, cropped to three shapes."""
+    """28 scenes in two folders, cropped to three shapes."""
     root = tmp_path_factory.mktemp("photos")
-    generate(str(root), SceneConfig(sizes=(36, 1, 1)))
+    generate(str(root), SceneConfig(sizes=(28, 1, 1)))
     scenes = sorted((root / "context_scenes" / "images" / "train").iterdir())
     for i, scene in enumerate(scenes):
-        target = root / "photos" / ("first" if i < 20 else "second") / scene.name
+        target = root / "photos" / ("first" if i < 18 else "second") / scene.name
         target.parent.mkdir(parents=True, exist_ok=True)
         height, width = ((100, 140), (110, 80), (100, 100))[i % 3]
         cv2.imwrite(str(target), cv2.imread(str(scene))[:height, :width])
@@ -289,47 +289,54 @@ def test_scores_that_are_not_numbers_make_an_image_fail(tag, photos, tmp_path, m
 # ---- Runs that are cut off ----------------------------------------------------------------------
 
 
-STOPPED = """if True:
-    import os, sys
-    from scnet_d2.inference.tag_output import TagOutput
-    from scnet_d2.inference.tagging import main
+def stop_in_the_second_chunk(stop: int) -> None:
+    """Have this process send itself a signal in the midst of a line."""
+    append = tag_output.TagOutput.append
 
-    def append(self, records, append=TagOutput.append):
-        if self.lines.stat().st_size:  # the second chunk: in the midst of a line
+    def stopped(self, new):
+        if self.lines.stat().st_size:
             os.write(self._file.fileno(), b'{"file": "')
-            os.kill(os.getpid(), int(sys.argv[1]))
-        append(self, records)
+            signal.raise_signal(stop)
+        append(self, new)
 
-    TagOutput.append = append
-    sys.exit(main(sys.argv[2:]))"""
+    tag_output.TagOutput.append = stopped
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_goes_on_to_the_same_file(
-    stop, tag, whole, photos, weights, tmp_path, capsys
-):
+KILLED = f"""if True:
+    import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from test_tagging import main, stop_in_the_second_chunk
+    stop_in_the_second_chunk(9)
+    main()"""
+
+
+def test_a_killed_run_goes_on_to_the_same_file(tag, whole, photos, weights, tmp_path, capsys):
     output = tmp_path / "labels.jsonl"
     options = ["--threshold", 0, "--top-k", 3, "--batch-size", BATCH, "--workers", 2]
-    options += ["--weights", weights, "--output", output, photos]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, "--weights", weights, *options]
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED, *map(str, (int(stop), *options))], timeout=200, text=True,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"}, stderr=subprocess.PIPE, check=False,
-    )  # fmt: skip
-    if stop == signal.SIGKILL:
-        assert done.returncode == -signal.SIGKILL
-    else:
-        assert done.returncode == 130
-        assert "Interrupted. To go on:" in done.stderr
-        assert "Traceback" not in done.stderr
+        [*map(str, command), "--output", output, photos], timeout=200, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
     assert output.read_bytes().count(b"\n") == 8 * BATCH
     assert output.read_bytes().endswith(b'\n{"file": "')
     assert tag(photos, output=output, workers=1) == 0
     assert output.read_bytes() == whole
-    assert f"{8 * BATCH} of 36 images are in" in capsys.readouterr().err
+    assert f"{8 * BATCH} of 28 images are in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", [0, 17])
-@pytest.mark.parametrize("more", [0, 5])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(stop, tag, photos, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tag_output.TagOutput, "append", tag_output.TagOutput.append)
+    stop_in_the_second_chunk(stop)
+    output = tmp_path / "labels.jsonl"
+    assert tag(photos, output=output, workers=2) == 130
+    text = capfd.readouterr().err
+    assert "Interrupted. To go on:" in text
+    assert str(output) in text.splitlines()[-1]
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(("line", "more"), [(0, 5), (17, 0), (17, 5)])
 def test_lines_cut_anywhere_are_written_anew(line, more, tag, whole, photos, tmp_path):
     output = tmp_path / "labels.jsonl"
     first, *_ = whole_lines = whole.splitlines(keepends=True)
@@ -374,7 +381,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
     calls, fsync = itertools.count(), os.fsync
 
     def full(descriptor):
-        if next(calls) == 3:  # settings, two chunks, the third
+        if next(calls) == 2:  # after the settings and a chunk of 16
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
@@ -383,6 +390,28 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
     assert "No space left on device\nTo go on when this is settled:" in capsys.readouterr().err
     assert tag(photos, output=tmp_path / "labels.jsonl") == 0
     assert (tmp_path / "labels.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "smaller --batch-size"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "fewer --workers"),
+        (RuntimeError("a bug"), "Traceback"),
+    ],
+)
+def test_a_fault_in_prediction_ends_the_run_with_its_remedy(
+    error, remedy, tag, photos, tmp_path, monkeypatch, capsys
+):
+    def fail(self, inputs):
+        raise error
+
+    monkeypatch.setattr(SCNetPredictor, "predict", fail)
+    assert tag(photos, output=tmp_path / "labels.jsonl") == 3
+    text = capsys.readouterr().err
+    assert str(error) in text
+    assert "To go on" in text
+    assert remedy in text
 
 
 # ---- Refusals -----------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import stat
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -168,7 +170,7 @@ def label_locally(
         sampler=files,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_start_worker,
         prefetch_factor=max(2, -(-2 * options.batch_size // workers)) if workers else None,
     )
     yield _chunks(label, iter(loader), options.chunk_size)
@@ -183,7 +185,14 @@ def _unchanged(sample: dict) -> dict:
     return sample
 
 
-def _leave_signals(worker: int) -> None:
-    """^C reaches all processes of a terminal; the main one ends the workers."""
+def _start_worker(worker: int) -> None:
+    """Leave ^C, which reaches all processes of a terminal, to the main process; end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # a killed process cannot end its workers, and they would wait for ever to hand over images
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -86,13 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(f"{parser.prog}: error: {error}", 2)
     except KeyboardInterrupt:
         return _say(f"\nInterrupted. To go on: {command}", 130)
-    except torch.cuda.OutOfMemoryError as error:
-        return _say(f"\n{error}\nTo go on, with a smaller --batch-size: {command}", 3)
-    except OSError as error:
-        return _say(f"\n{error}\nTo go on when this is settled: {command}", 3)
-    except Exception:
-        traceback.print_exc()
-        return _say(f"\nStopped by the error above. To go on: {command}", 3)
+    except Exception as error:
+        remedy = _remedy(error)
+        if remedy is None:
+            traceback.print_exc()
+        return _say(f"\n{parser.prog}: {error}\nTo go on{remedy or ''}: {command}", 3)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -159,8 +157,7 @@ def label_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> L
 
 def label_settings(cfg: CfgNode, options: LabelOptions, names: list[str]) -> dict[str, Any]:
     """All that the labels depend on: weights by their SHA-256, config, thresholds, version."""
-    config = yaml.safe_load(cfg.dump())
-    model = {k: v for k, v in config["MODEL"].items() if k not in ("WEIGHTS", "DEVICE")}
+    model = {k: v for k, v in cfg.MODEL.items() if k not in ("WEIGHTS", "DEVICE")}
     return {
         "version": __version__,
         "weights_file": cfg.MODEL.WEIGHTS,
@@ -168,7 +165,7 @@ def label_settings(cfg: CfgNode, options: LabelOptions, names: list[str]) -> dic
         "thresholds": dict(zip(names, options.thresholds.tolist())),
         "top_k": options.top_k,
         "MODEL": model,
-        "INPUT": config["INPUT"],
+        "INPUT": cfg.INPUT,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
 
@@ -229,6 +226,17 @@ def _label(chunks: Iterable[list[dict]], repeated: int, output: TagOutput, count
             counts.failed += sum("error" in record for record in new)
             bar.set_postfix_str(f"{counts.failed:,} failed", refresh=False)
             bar.update(len(new))
+
+
+def _remedy(error: Exception) -> str | None:
+    """What a fault asks for; None for one that is not known."""
+    if isinstance(error, OSError):
+        return " when this is settled"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return ", with a smaller --batch-size"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return " (the system may be out of memory: fewer --workers, a smaller --max-pixels)"
+    return None
 
 
 @contextmanager
