@@ -26,10 +26,12 @@ setup(
         "tabulate>=0.9",
         "tqdm",
     ],
+    entry_points={"console_scripts": ["scnet-tag = scnet_d2.inference.tagging:main"]},
     extras_require={
         "app": ["gradio>=6.31,<7"],
         "export": ["onnx", "onnxruntime"],
         "fuzz": ["atheris"],
+        "ray": ["ray[data]"],
         "safetensors": ["safetensors"],
         "test": [
             "gradio>=6.31,<7",
@@ -41,6 +43,7 @@ setup(
             "ruff==0.17.6",
             "scikit-learn",
             "pypi-simple",
+            "ray[data]",
             "safetensors",
             "scipy",
             "selenium>=4.11",

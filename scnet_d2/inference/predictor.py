@@ -5,16 +5,70 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 
 from ..checkpoint import SCNetCheckpointer
 from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.evidence import best_box
+from ..evaluation.multilabel_evaluator import image_scores
 from ..evaluation.thresholds import label_thresholds
+
+
+class ImageMapper:
+    """Makes an image the model's input; holds no weights, so other processes get it cheaply."""
+
+    @configurable
+    def __init__(self, *, min_size: int, max_size: int, input_format: str):
+        """
+        Args:
+            min_size: length in pixels that the short side is scaled to.
+            max_size: the long side is not scaled beyond this.
+            input_format: order of the model's channels, "BGR" or "RGB".
+        """
+        self.aug = ResizeShortestEdge([min_size, min_size], max_size)
+        self.input_format = input_format
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, image: np.ndarray) -> dict:
+        """Resize an image.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+
+        Returns:
+            The model's input: `image` (3, H', W') uint8, `height` H and `width` W.
+
+        Raises:
+            ValueError: if the image is not (H, W, 3) uint8, is empty or a strip.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
+            )
+        height, width = image.shape[:2]
+        if not 0 < max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
+            raise ValueError(
+                f"an image of {width} x {height} pixels is empty or narrower than "
+                f"1:{MAX_ASPECT_RATIO}: leave it out or cut it"
+            )
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
 
 
 class SCNetPredictor(DefaultPredictor):
@@ -36,23 +90,21 @@ class SCNetPredictor(DefaultPredictor):
         """
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty: set it to a trained checkpoint")
-        self.class_names = _class_names(cfg)
+        self.class_names = class_names(cfg)
         # DefaultPredictor.__init__, but for the checkpointer
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
         SCNetCheckpointer(self.model, require_all=True).load(cfg.MODEL.WEIGHTS)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        size = cfg.INPUT.MIN_SIZE_TEST
-        self.aug = ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
-        self.input_format = cfg.INPUT.FORMAT
+        self.mapper = ImageMapper(cfg)
+        self.aug, self.input_format = self.mapper.aug, self.mapper.input_format
 
     @cached_property
     def thresholds(self) -> np.ndarray:
         """(C,) score from which on a label is predicted, by the config's `TEST` keys."""
         return label_thresholds(self.cfg, self.class_names)
 
-    @torch.no_grad()
     def __call__(self, original_image: np.ndarray | Sequence[np.ndarray]) -> dict | list[dict]:
         """Predict the labels of one image, or of a list of images in one batch.
 
@@ -66,28 +118,26 @@ class SCNetPredictor(DefaultPredictor):
             ValueError: if an image is not (H, W, 3) uint8, is empty or a strip.
         """
         if isinstance(original_image, np.ndarray):
-            return self.model([self._input(original_image)])[0]
-        return self.model([self._input(image) for image in original_image])
+            return self.predict([self.mapper(original_image)])[0]
+        return self.predict([self.mapper(image) for image in original_image])
 
-    def _input(self, image: np.ndarray) -> dict:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
-            )
-        height, width = image.shape[:2]
-        if not 0 < max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
-            raise ValueError(
-                f"an image of {width} x {height} pixels is empty or narrower than "
-                f"1:{MAX_ASPECT_RATIO}: leave it out or cut it"
-            )
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
-        image = self.aug.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        return {"image": tensor, "height": height, "width": width}
+    @torch.no_grad()
+    def predict(self, inputs: list[dict]) -> list[dict]:
+        """The model's outputs for inputs that `mapper` made, in one batch."""
+        return self.model(inputs)
+
+    @property
+    def size_divisibility(self) -> int:
+        """The model pads the sides of a batch of images to a multiple of this."""
+        return max(self.model.backbone.size_divisibility, 1)
 
 
-def _class_names(cfg) -> list[str]:
+def class_names(cfg: CfgNode) -> list[str]:
+    """C names of the labels, from `DATASETS.CLASS_NAMES` or the test data set.
+
+    Raises:
+        ValueError: if their number is not the number of classes.
+    """
     names = list(cfg.DATASETS.CLASS_NAMES)
     if not names and cfg.DATASETS.TEST:
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") or []
@@ -101,36 +151,46 @@ def _class_names(cfg) -> list[str]:
 
 
 def describe_labels(
-    output: dict, class_names: Sequence[str], top_k: int | None = None
+    output: dict,
+    class_names: Sequence[str],
+    top_k: int | None = None,
+    thresholds: np.ndarray | None = None,
 ) -> list[dict]:
     """Labels of an image from the highest score down, each with the box that it comes from.
 
     Args:
-        output: the model's output for one image.
+        output: the model's output for one image; without `instances` there are no boxes.
         class_names: C names.
         top_k: how many labels at most; all C by default.
+        thresholds: (C,) least score of each label; none by default.
 
     Returns:
         Dicts with `label`, `score`, and `box` and `context_box` ([x0, y0, x1, y1] in pixels of the
         original image): of the detection in which the label scores highest, or None where nothing
         was detected.
+
+    Raises:
+        ValueError: if a score is nan or outside [0, 1].
     """
-    scores = output["image_scores"].cpu()
-    instances = output["instances"].to("cpu")
-    order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+    scores = image_scores(output, len(class_names))
+    order = np.argsort(-scores, kind="stable")
+    if thresholds is not None:
+        order = order[scores[order] >= thresholds[order]]
+    instances = output["instances"].to("cpu") if "instances" in output else None
     return [
         {"label": class_names[c], "score": round(scores[c].item(), 4)} | _evidence(instances, c)
-        for c in order
+        for c in order[:top_k].tolist()
     ]
 
 
-def _evidence(instances, class_id: int) -> dict:
-    best = best_box(instances, class_id)
+def _evidence(instances: Instances | None, class_id: int) -> dict:
+    best = None if instances is None else best_box(instances, class_id)
     if best is None:
         return {"box": None, "context_box": None}
+    context = instances.context_boxes.tensor[best] if instances.has("context_boxes") else None
     return {
         "box": _rounded(instances.pred_boxes.tensor[best]),
-        "context_box": _rounded(instances.context_boxes.tensor[best]),
+        "context_box": None if context is None else _rounded(context),
     }
 
 
