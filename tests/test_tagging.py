@@ -329,7 +329,10 @@ def test_an_interrupted_run_says_how_to_go_on(stop, tag, photos, tmp_path, monke
     monkeypatch.setattr(tag_output.TagOutput, "append", tag_output.TagOutput.append)
     stop_in_the_second_chunk(stop)
     output = tmp_path / "labels.jsonl"
+    # a test run in the background of a shell ignores ^C, and so would the program
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert tag(photos, output=output, workers=2) == 130
+    signal.signal(signal.SIGINT, before)
     text = capfd.readouterr().err
     assert "Interrupted. To go on:" in text
     assert str(output) in text.splitlines()[-1]
