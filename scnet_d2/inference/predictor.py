@@ -105,10 +105,10 @@ def describe_labels(
     Returns:
         Dicts with `label`, `score`, and `box` and `context_box` ([x0, y0, x1, y1] in pixels of the
         original image): of the detection in which the label scores highest, or None where nothing
-        was detected.
+        was detected, or the model predicts image scores alone.
     """
     scores = output["image_scores"].cpu()
-    instances = output["instances"].to("cpu")
+    instances = output["instances"].to("cpu") if "instances" in output else None
     order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
     return [
         {"label": class_names[c], "score": round(scores[c].item(), 4)} | _evidence(instances, c)
@@ -117,7 +117,7 @@ def describe_labels(
 
 
 def _evidence(instances, class_id: int) -> dict:
-    best = best_box(instances, class_id)
+    best = None if instances is None else best_box(instances, class_id)
     if best is None:
         return {"box": None, "context_box": None}
     return {

@@ -45,6 +45,7 @@ class SCNet(nn.Module):
         label_iou: float,
         label_coverage: float,
         image_loss_weight: float = 0.0,
+        image_scores_only: bool = False,
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
@@ -63,6 +64,7 @@ class SCNet(nn.Module):
             label_iou: least IoU of a tight box with an object whose label it carries.
             label_coverage: least share of an object inside a context box that carries its label.
             image_loss_weight: weight of `loss_image_label`, on the scores of the image; 0: none.
+            image_scores_only: leave `instances`, and the work for them, out of predictions.
             score_thresh: least label score of a detection.
             nms_thresh: IoU above which a detection suppresses weaker ones of the same class.
             detections_per_image: most detections of an image.
@@ -86,6 +88,7 @@ class SCNet(nn.Module):
         self.label_iou = label_iou
         self.label_coverage = label_coverage
         self.image_loss_weight = image_loss_weight
+        self.image_scores_only = image_scores_only
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
@@ -108,6 +111,7 @@ class SCNet(nn.Module):
             "label_iou": scnet.OBJECT.LABEL_IOU,
             "label_coverage": scnet.CONTEXT.LABEL_COVERAGE,
             "image_loss_weight": scnet.AGGREGATION.LOSS_WEIGHT,
+            "image_scores_only": scnet.IMAGE_SCORES_ONLY,
             "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -132,7 +136,8 @@ class SCNet(nn.Module):
         Returns:
             In training a dict of scalar losses. In inference a dict for each image, in original
             coordinates: `image_scores` (C,) float32 in [0, 1], and `instances` with `pred_boxes`,
-            `scores`, `pred_classes`, `label_scores` (K, C) and `context_boxes`.
+            `scores`, `pred_classes`, `label_scores` (K, C) and `context_boxes`. With
+            `image_scores_only` there are no `instances`.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -169,20 +174,24 @@ class SCNet(nn.Module):
         proposals, _ = self.proposal_generator(images, features, None)
         tight = [p.proposal_boxes for p in proposals]
         context = self.expand(tight, images.image_sizes)
-        boxes = [b.tensor for b in tight]
         patch_logits = cat([p.objectness_logits for p in proposals])
-        object_logits = context_logits = None
+        deltas = object_logits = context_logits = None
         if self.object_head is not None:
             deltas, patch_logits, object_logits = self.object_head(features, tight)
-            boxes = self.object_head.refine(deltas, tight)
         if self.context_head is not None:
             context_logits = self.context_head(features, context)
         scores = self.aggregator.fuse(object_logits, context_logits, patch_logits.sigmoid())
         scores = scores.split([len(b) for b in tight])  # one (K, C) for each image
+        outputs = [{"image_scores": self.aggregator(s)} for s in scores]
+        if self.image_scores_only:
+            return outputs
+        boxes = [b.tensor for b in tight]
+        if deltas is not None:
+            boxes = self.object_head.refine(deltas, tight)
         detections = self._detect(boxes, scores, context, images.image_sizes)
         return [
-            {"instances": _to_original_size(d, x), "image_scores": self.aggregator(s)}
-            for d, s, x in zip(detections, scores, batched_inputs)
+            output | {"instances": _to_original_size(d, x)}
+            for output, d, x in zip(outputs, detections, batched_inputs)
         ]
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
