@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from functools import partial
 
 import torch
 from speed import (
@@ -24,16 +25,32 @@ from speed import (
     load_image,
     load_model,
     measure,
+    profile,
     progress_bar,
     row,
     to_text,
 )
 from torch import nn
 
-from scnet_d2.inference.optimize import has_fast_bfloat16, optimize_for_inference
+from scnet_d2.inference.optimize import (
+    compute_in,
+    fold_batch_norm,
+    has_fast_bfloat16,
+    optimize_for_inference,
+    thread_roi_align,
+)
 
 PATCHES, SCORES_ONLY = "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.SCNET.IMAGE_SCORES_ONLY"
-TABLES = ("models", "patches", "classes", "size")
+TABLES = ("models", "steps", "patches", "classes", "size", "profile")
+STEPS = {
+    "batch norm folded": fold_batch_norm,
+    "channels last": partial(compute_in, dtype=torch.float32, layout=torch.channels_last),
+    "bfloat16": partial(compute_in, dtype=torch.bfloat16, layout=torch.contiguous_format),
+    "bfloat16, channels last": partial(
+        compute_in, dtype=torch.bfloat16, layout=torch.channels_last
+    ),
+    "ROIAlign in threads": thread_roi_align,
+}
 
 
 def prepare(setup: Setup):
@@ -44,6 +61,8 @@ def prepare(setup: Setup):
     set_score_threshold(model, inputs)
     if setup.optimize:
         optimize_for_inference(model, getattr(torch, setup.optimize), setup.compile)
+    for step in setup.steps:
+        STEPS[step](model)
     counts = count_boxes(model)
 
     @torch.no_grad()
@@ -103,6 +122,17 @@ def models(base: Setup, with_compiled: bool) -> list[Setup]:
     return [*plain, *(amp if torch.cuda.is_available() else []), *optimised, scores]
 
 
+def steps(base: Setup) -> list[Setup]:
+    """Faster R-CNN, SCNet, and SCNet with more and more steps of what optimises it."""
+    folded, channels_last, *fast, last_but_threads, threads = STEPS
+    taken = [(), (folded,), (folded, channels_last)]
+    if fastest(base).optimize == "bfloat16":
+        taken += [(folded, step) for step in (*fast, last_but_threads)]
+    taken.append((*taken[-1], threads))
+    scnet = [base._replace(name=f"... {t[-1]}" if t else "SCNet", steps=t) for t in taken]
+    return [base._replace(name="Faster R-CNN", stock=True), *scnet]
+
+
 def growth(base: Setup, table: str, values: list[int]) -> dict[int, list[Setup]]:
     """Faster R-CNN, SCNet and the fastest SCNet for every value of what grows."""
     groups = {}
@@ -139,11 +169,11 @@ def plan(args: argparse.Namespace) -> dict[str, dict[int, list[Setup]]]:
     """Table -> value of what grows -> what is measured in turn."""
     base = base_setup(args)
     values = {"patches": args.patches, "classes": args.classes, "size": args.sizes}
+    fixed = {"models": models(base, args.compile), "steps": steps(base)}
     return {
-        table: {0: models(base, args.compile)}
-        if table == "models"
-        else growth(base, table, values[table])
+        table: growth(base, table, values[table]) if table in values else {0: fixed[table]}
         for table in args.tables
+        if table != "profile"
     }
 
 
@@ -158,10 +188,13 @@ def main(arguments: list[str] | None = None) -> None:
             for value, setups in groups.items():
                 progress.set_description(table)
                 results = measure(setups, prepare, args.repeats, progress)
-                if table == "models":
-                    tables[table] += [row(s, r, results[0]) for s, r in zip(setups, results)]
-                else:
+                if value:
                     tables[table].append(growth_row(table, value, setups, results))
+                else:
+                    tables[table] += [row(s, r, results[0]) for s, r in zip(setups, results)]
+    if "profile" in args.tables:
+        stock, equal, scnet, *others = models(base_setup(args), with_compiled=False)
+        tables["profile"] = profile([stock, equal, scnet, others[-2]], prepare)
     print(to_text(tables, args))
 
 

@@ -10,7 +10,9 @@ import statistics
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,7 @@ class Setup(NamedTuple):
     image: str = ""  # a photograph; otherwise noise and shapes
     optimize: str = ""  # "float32" or "bfloat16": optimize_for_inference
     compile: bool = False
+    steps: tuple[str, ...] = ()  # single steps of it
     amp: bool = False  # mixed precision: on a GPU, and in training
     threads: int = 2
     clock: str = "wall"
@@ -227,6 +230,28 @@ def row(setup: Setup, result: Result, reference: Result) -> dict[str, object]:
         "peak MB": result.megabytes,
         "x stock ": result.megabytes / reference.megabytes,
     }
+
+
+def profile(setups: Sequence[Setup], prepare: Callable, top: int = 8) -> list[dict[str, object]]:
+    """Milliseconds that one turn spends in each operation, the largest ones first.
+
+    It is PyTorch's profiler that measures, in this process; on a GPU, the time on it.
+    """
+    columns: dict[str, dict[str, float]] = {}
+    for setup in setups:
+        torch.set_num_threads(setup.threads)
+        turn, _ = prepare(setup)
+        turn()
+        with torch.profiler.profile() as profiler:
+            turn()
+        time_of = attrgetter(f"self_{'device' if torch.cuda.is_available() else 'cpu'}_time_total")
+        columns[setup.name] = {e.key: time_of(e) / 1000 for e in profiler.key_averages()}
+    spent = Counter()
+    for column in columns.values():
+        spent.update(column)
+    names = [name for name, _ in spent.most_common(top)]
+    rows = [{"operation": k} | {n: c.get(k, 0.0) for n, c in columns.items()} for k in names]
+    return [*rows, {"operation": "all"} | {n: sum(c.values()) for n, c in columns.items()}]
 
 
 def to_text(tables: dict[str, list[dict]], args: argparse.Namespace) -> str:

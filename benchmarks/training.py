@@ -23,6 +23,7 @@ from speed import (
     load_image,
     load_model,
     measure,
+    profile,
     progress_bar,
     row,
     to_text,
@@ -106,9 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--profile", action="store_true", help="operations instead of models")
     add_arguments(parser)
     args = parser.parse_args(arguments)
     setups = models(base_setup(args))
+    if args.profile:
+        print(to_text({"profile": profile(setups[:3], prepare)}, args))
+        return
     with progress_bar([setups], args) as progress:
         results = measure(setups, prepare, args.repeats, progress)
     rows = [row(s, r, results[0]) for s, r in zip(setups, results)]

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPO, make_input, small_config
@@ -12,6 +13,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(REPO / "benchmarks"))
 sys.path.insert(0, str(REPO / "tools"))
 import inference
+import optimized_scores
 import patch_budget
 import training
 
@@ -68,3 +70,13 @@ def test_scores_of_the_first_boxes_are_those_of_a_smaller_number_of_patches():
     for scores, expected in zip(recorded, fewer, strict=True):
         assert len(scores) > 6
         torch.testing.assert_close(model.aggregator(scores[:6]), expected)
+
+
+def test_differences_of_optimised_scores_are_counted():
+    labels = np.array([[True], [False]])
+    plain, other = np.array([[0.9], [0.1]]), np.array([[0.9], [0.15]])
+    row = optimized_scores.compare({"plain": plain, "x": other}, labels, ~labels & False)[1]
+    assert row["mAP"] == 100
+    assert row["mean difference"] == pytest.approx(0.025)
+    assert row["largest"] == pytest.approx(0.05)
+    assert row["above 0.02"] == "1 of 2"

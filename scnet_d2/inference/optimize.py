@@ -1,7 +1,6 @@
 """A trained SCNet made faster for inference: what it computes stays the same."""
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -25,10 +24,13 @@ def optimize_for_inference(
     """Make a trained SCNet faster, in place: it serves inference alone afterwards.
 
     Batch norm is folded into the convolutions; backbone, RPN head and the trunks of both branches
-    compute in `dtype` and with channels last; on a CPU, ROIAlign runs in as many threads as
-    PyTorch. Anchors, boxes, ROIAlign, NMS, label scores and aggregation stay in float32. Image
-    scores move by less than 1e-3 in float32 and 0.02 in bfloat16. What it gains: see
-    docs/performance.md.
+    compute in `dtype`, the convolutions with channels last where that is faster; on a CPU, ROIAlign
+    runs in as many threads as PyTorch. Anchors, boxes, ROIAlign, NMS, label scores and aggregation
+    stay in float32.
+
+    With the same proposals, scores move by less than 1e-3 in float32 and 0.02 in bfloat16. Where
+    two boxes are nearly equal in objectness, bfloat16 may have the RPN keep the other one, which
+    moves single scores further. Gains and differences measured: docs/performance.md.
 
     In place, because a copy would need the memory of a second model (`copy.deepcopy` beforehand
     keeps one). The `state_dict` afterwards holds the folded weights in `dtype`: it loads into a
@@ -59,9 +61,10 @@ def optimize_for_inference(
         dtype = torch.float32
     model.eval().requires_grad_(False)
     fold_batch_norm(model)
-    for part, layout in _dense_parts(model):
-        _compute_in(part, dtype, layout)
-    _thread_roi_align(model)
+    # In float32 on a CPU, channels last gained no time and took more memory.
+    plain = dtype == torch.float32 and model.device.type == "cpu"
+    compute_in(model, dtype, torch.contiguous_format if plain else torch.channels_last)
+    thread_roi_align(model)
     if compile:
         model.backbone.compile()
     model.register_load_state_dict_pre_hook(_refuse_unfolded)
@@ -92,17 +95,25 @@ def fold_batch_norm(model: nn.Module) -> None:
             conv.norm = None
 
 
-def _dense_parts(model: SCNet) -> Iterator[tuple[nn.Module, torch.memory_format]]:
-    """Where nearly all multiplications are: convolutions, and dense layers on pooled features."""
-    yield model.backbone, torch.channels_last
-    yield model.proposal_generator.rpn_head, torch.channels_last
+def compute_in(model: SCNet, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Have nearly all multiplications done in another type, in place.
+
+    They are those of backbone, RPN head and the trunks of both branches. What goes into and comes
+    out of these is cast; their output is float32 and contiguous.
+
+    Args:
+        model: in evaluation mode.
+        dtype: of weights and computation.
+        layout: of the convolutions' weights and features.
+    """
+    for part in (model.backbone, model.proposal_generator.rpn_head):
+        _compute_part_in(part, dtype, layout)
     for head in (model.object_head, model.context_head):
         if head is not None:
-            yield head.trunk, torch.contiguous_format
+            _compute_part_in(head.trunk, dtype, torch.contiguous_format)
 
 
-def _compute_in(part: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:
-    """Have a part of the network compute in `dtype`; its output is float32 and contiguous."""
+def _compute_part_in(part: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:
     part.to(dtype=dtype, memory_format=layout)
     part.register_forward_pre_hook(partial(_cast_inputs, dtype=dtype, memory_format=layout))
     part.register_forward_hook(_cast_outputs)
@@ -125,7 +136,8 @@ def _cast(x, **kwargs):
     return type(x)(_cast(value, **kwargs) for value in x)
 
 
-def _thread_roi_align(model: nn.Module) -> None:
+def thread_roi_align(model: nn.Module) -> None:
+    """Replace every `ROIAlign` of a model's poolers by `ThreadedROIAlign`, in place."""
     for pooler in model.modules():
         if isinstance(pooler, ROIPooler):
             for i, level in enumerate(pooler.level_poolers):

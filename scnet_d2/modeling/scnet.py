@@ -279,12 +279,11 @@ class SCNet(nn.Module):
 
     @staticmethod
     def _log_label_targets(branch: str, labels: torch.Tensor, num_images: int) -> None:
+        # one transfer: each makes a GPU wait
+        positives, present = torch.stack([labels.amax(dim=1).sum(), labels.sum()]).tolist()
         storage = get_event_storage()
-        positives = labels.any(dim=1).sum().item()
         storage.put_scalar(f"{branch}_head/positives_per_image", positives / num_images)
-        storage.put_scalar(
-            f"{branch}_head/labels_per_box", labels.sum().item() / max(len(labels), 1)
-        )
+        storage.put_scalar(f"{branch}_head/labels_per_box", present / max(len(labels), 1))
 
     def _image_scores(self, object_logits, context_logits, proposals) -> torch.Tensor:
         """(N, C) scores of the images from their sampled proposals."""
@@ -301,10 +300,10 @@ class SCNet(nn.Module):
 
     @staticmethod
     def _log_image_scores(images: torch.Tensor) -> None:
-        storage = get_event_storage()
-        storage.put_scalar("image_scores/mean", images.mean().item())
-        storage.put_scalar("image_scores/max", images.amax(dim=1).mean().item())
-        storage.put_scalar("image_scores/labels", (images >= 0.5).sum(dim=1).float().mean().item())
+        labels = (images >= 0.5).sum(dim=1).float()
+        means = torch.stack([images.mean(), images.amax(dim=1).mean(), labels.mean()]).tolist()
+        names = ("image_scores/mean", "image_scores/max", "image_scores/labels")
+        get_event_storage().put_scalars(**dict(zip(names, means)))
 
 
 def _mean_num_boxes(boxes: torch.Tensor) -> float:
