@@ -34,6 +34,7 @@ from scnet_d2.engine import Trainer
 from scnet_d2.inference.optimize import has_fast_bfloat16
 
 SAMPLED = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"
+SMALL_STEPS = ("SOLVER.BASE_LR", 1e-6)  # random weights diverge at the recipes' rate
 OBJECTS = 7  # in an image, as in COCO
 
 
@@ -88,6 +89,7 @@ def count_sampled(model: nn.Module) -> list[int]:
 
 def models(base: Setup) -> list[Setup]:
     """Faster R-CNN, SCNet with as many boxes and with the config's, and mixed precision."""
+    base = base._replace(opts=(*SMALL_STEPS, *base.opts))
     stock = base._replace(name="Faster R-CNN", stock=True)
     equal = load_config(stock).MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
     setups = [
