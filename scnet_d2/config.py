@@ -171,6 +171,9 @@ def _add_model_config(cfg: CN) -> None:
     # Side in px of the boxes that are pooled from P4; twice it: from P5. 224 is Detectron2's own.
     cfg.MODEL.SCNET.CANONICAL_BOX_SIZE = 224
 
+    # Predict the scores of images alone, without detections: saves NMS.
+    cfg.MODEL.SCNET.IMAGE_SCORES_ONLY = False
+
     cfg.MODEL.SCNET.OBJECT = CN()
     # False leaves the object branch out: labels then come from the context branch alone.
     cfg.MODEL.SCNET.OBJECT.ENABLED = True

@@ -33,6 +33,8 @@ HEADS = {
 FASTER_RCNN = (
     "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
     "MODEL.MASK_ON", False, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False,
+    # as many boxes as in its own configs
+    "MODEL.RPN.POST_NMS_TOPK_TEST", 1000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512,
 )  # fmt: skip
 
 
@@ -180,9 +182,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     for size in args.sizes:
         cfgs = {"SCNet": load(args), "Faster R-CNN": load(args, *FASTER_RCNN)}
-        boxes = cfgs["SCNet"].MODEL.RPN.POST_NMS_TOPK_TEST
-        models = {name: count(cfg, size, boxes) for name, cfg in cfgs.items()}
-        print(f"\n{args.config_file}, shorter side {size}, {boxes} boxes\n\n{table(models)}")
+        boxes = {name: cfg.MODEL.RPN.POST_NMS_TOPK_TEST for name, cfg in cfgs.items()}
+        models = {name: count(cfg, size, boxes[name]) for name, cfg in cfgs.items()}
+        numbers = ", ".join(f"{name} {number}" for name, number in boxes.items())
+        print(f"\n{args.config_file}, shorter side {size}, boxes: {numbers}\n\n{table(models)}")
         for name, parts in models.items():
             cost = total(training(parts, cfgs[name]))
             print(f"\nTraining {name} at this size:\n{recipe(cfgs[name], cost, args)}")

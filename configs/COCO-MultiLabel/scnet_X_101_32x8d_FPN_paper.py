@@ -76,7 +76,7 @@ model = L(SCNet)(
     proposal_generator=rcnn.proposal_generator,
     proposal_sampler=L(ROIHeads)(
         num_classes=NUM_CLASSES,
-        batch_size_per_image=512,
+        batch_size_per_image=256,
         positive_fraction=0.25,
         proposal_matcher=L(Matcher)(
             thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
@@ -102,6 +102,7 @@ model = L(SCNet)(
 model.backbone.bottom_up.freeze_at = 2
 model.backbone.bottom_up.stages = [stage(i, num) for i, num in enumerate((3, 4, 23, 3))]
 model.proposal_generator.smooth_l1_beta = 1.0
+model.proposal_generator.post_nms_topk = (1000, 300)
 
 dataloader = get_config("common/data/coco.py").dataloader
 dataloader.train = L(build_detection_train_loader)(

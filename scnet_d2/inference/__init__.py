@@ -1,6 +1,7 @@
 """Labels of images outside a data set, with the boxes that they come from."""
 
+from .optimize import optimize_for_inference
 from .predictor import SCNetPredictor, describe_labels
 from .visualizer import draw_labels
 
-__all__ = ["SCNetPredictor", "describe_labels", "draw_labels"]
+__all__ = ["SCNetPredictor", "describe_labels", "draw_labels", "optimize_for_inference"]

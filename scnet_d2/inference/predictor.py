@@ -167,7 +167,7 @@ def describe_labels(
     Returns:
         Dicts with `label`, `score`, and `box` and `context_box` ([x0, y0, x1, y1] in pixels of the
         original image): of the detection in which the label scores highest, or None where nothing
-        was detected.
+        was detected, or the model predicts image scores alone.
 
     Raises:
         ValueError: if a score is nan or outside [0, 1].

@@ -47,6 +47,7 @@ class SCNet(nn.Module):
         label_iou: float,
         label_coverage: float,
         image_loss_weight: float = 0.0,
+        image_scores_only: bool = False,
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
@@ -65,6 +66,7 @@ class SCNet(nn.Module):
             label_iou: least IoU of a tight box with an object whose label it carries.
             label_coverage: least share of an object inside a context box that carries its label.
             image_loss_weight: weight of `loss_image_label`, on the scores of the image; 0: none.
+            image_scores_only: leave `instances`, and the work for them, out of predictions.
             score_thresh: least label score of a detection.
             nms_thresh: IoU above which a detection suppresses weaker ones of the same class.
             detections_per_image: most detections of an image.
@@ -95,6 +97,7 @@ class SCNet(nn.Module):
         self.label_iou = label_iou
         self.label_coverage = label_coverage
         self.image_loss_weight = image_loss_weight
+        self.image_scores_only = image_scores_only
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
@@ -117,6 +120,7 @@ class SCNet(nn.Module):
             "label_iou": scnet.OBJECT.LABEL_IOU,
             "label_coverage": scnet.CONTEXT.LABEL_COVERAGE,
             "image_loss_weight": scnet.AGGREGATION.LOSS_WEIGHT,
+            "image_scores_only": scnet.IMAGE_SCORES_ONLY,
             "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -141,7 +145,8 @@ class SCNet(nn.Module):
         Returns:
             In training a dict of scalar losses. In inference a dict for each image, in original
             coordinates: `image_scores` (C,) float32 in [0, 1], and `instances` with `pred_boxes`,
-            `scores`, `pred_classes`, `label_scores` (K, C) and `context_boxes`.
+            `scores`, `pred_classes`, `label_scores` (K, C) and `context_boxes`. With
+            `image_scores_only` there are no `instances`.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -175,10 +180,13 @@ class SCNet(nn.Module):
         """Predictions for each image, in original coordinates; see `forward`."""
         images = self.preprocess_image(batched_inputs)
         boxes, scores, context = self.score_boxes(images)
+        outputs = [{"image_scores": self.aggregator(s)} for s in scores]
+        if self.image_scores_only:
+            return outputs
         detections = self._detect(boxes, scores, context, images.image_sizes)
         return [
-            {"instances": _to_original_size(d, x), "image_scores": self.aggregator(s)}
-            for d, s, x in zip(detections, scores, batched_inputs)
+            output | {"instances": _to_original_size(d, x)}
+            for output, d, x in zip(outputs, detections, batched_inputs)
         ]
 
     def score_boxes(
@@ -290,12 +298,11 @@ class SCNet(nn.Module):
 
     @staticmethod
     def _log_label_targets(branch: str, labels: torch.Tensor, num_images: int) -> None:
+        # one transfer: each makes a GPU wait
+        positives, present = torch.stack([labels.amax(dim=1).sum(), labels.sum()]).tolist()
         storage = get_event_storage()
-        positives = labels.any(dim=1).sum().item()
         storage.put_scalar(f"{branch}_head/positives_per_image", positives / num_images)
-        storage.put_scalar(
-            f"{branch}_head/labels_per_box", labels.sum().item() / max(len(labels), 1)
-        )
+        storage.put_scalar(f"{branch}_head/labels_per_box", present / max(len(labels), 1))
 
     def _image_scores(self, object_logits, context_logits, proposals) -> torch.Tensor:
         """(N, C) scores of the images from their sampled proposals."""
@@ -312,10 +319,10 @@ class SCNet(nn.Module):
 
     @staticmethod
     def _log_image_scores(images: torch.Tensor) -> None:
-        storage = get_event_storage()
-        storage.put_scalar("image_scores/mean", images.mean().item())
-        storage.put_scalar("image_scores/max", images.amax(dim=1).mean().item())
-        storage.put_scalar("image_scores/labels", (images >= 0.5).sum(dim=1).float().mean().item())
+        labels = (images >= 0.5).sum(dim=1).float()
+        means = torch.stack([images.mean(), images.amax(dim=1).mean(), labels.mean()]).tolist()
+        names = ("image_scores/mean", "image_scores/max", "image_scores/labels")
+        get_event_storage().put_scalars(**dict(zip(names, means)))
 
 
 def _mean_num_boxes(boxes: torch.Tensor) -> float:
