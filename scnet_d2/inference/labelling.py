@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -133,6 +134,7 @@ class BatchLabeller:
                 batch.clear()
         for batch in filter(None, batches.values()):
             self._label(batch)
+        _return_free_memory()
         return records
 
     def _padded_size(self, image: np.ndarray) -> tuple[int, ...]:
@@ -177,6 +179,12 @@ def label_locally(
         prefetch_factor=max(2, -(-2 * options.batch_size // workers)) if workers else None,
     )
     yield _chunks(label, iter(loader), options.chunk_size)
+
+
+def _return_free_memory() -> None:
+    """Have glibc give free memory back: among tensors of many sizes its heap grows for ever."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _chunks(label: BatchLabeller, samples: Iterator[dict], size: int) -> Iterator[list[dict]]:

@@ -147,8 +147,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def label_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> LabelOptions:
     """The thresholds of the command, else of the config, and the command's other options."""
-    thresholds = label_thresholds(cfg, names)
-    if args.threshold is not None:
+    if args.threshold is None:
+        thresholds = label_thresholds(cfg, names)
+    else:
         thresholds = np.full(len(names), args.threshold)
     return LabelOptions(thresholds, args.top_k, args.batch_size, args.max_pixels)
 
