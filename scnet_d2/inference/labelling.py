@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import ImageError, read_image
+from .optimize import optimize_for_inference
 from .predictor import ImageMapper, SCNetPredictor, describe_labels
 
 MAX_PIXELS = 178_956_970  # from here on Pillow itself refuses an image as a decompression bomb
@@ -38,12 +39,14 @@ class LabelOptions:
         top_k: most labels of an image; None for no limit.
         batch_size: most images that go through the model together.
         max_pixels: a larger image is not decoded.
+        dtype: "float32" or "bfloat16" to have the model optimised, see `optimize_for_inference`.
     """
 
     thresholds: np.ndarray
     top_k: int | None = None
     batch_size: int = 8
     max_pixels: int = MAX_PIXELS
+    dtype: str | None = None
 
     @property
     def chunk_size(self) -> int:
@@ -51,9 +54,12 @@ class LabelOptions:
         return _BATCHES * self.batch_size
 
 
-def build_predictor(cfg: CfgNode) -> SCNetPredictor:
-    """The model of every engine; what makes prediction faster belongs here."""
-    return SCNetPredictor(cfg)
+def build_predictor(cfg: CfgNode, options: LabelOptions) -> SCNetPredictor:
+    """The model of every engine."""
+    predictor = SCNetPredictor(cfg)
+    if options.dtype:
+        optimize_for_inference(predictor.model, getattr(torch, options.dtype))
+    return predictor
 
 
 class ImageReader(Dataset):
@@ -168,7 +174,7 @@ def label_locally(
     Yields:
         An iterator of the records of one chunk of files after the other, see `BatchLabeller`.
     """
-    label = BatchLabeller(build_predictor(cfg), options)
+    label = BatchLabeller(build_predictor(cfg, options), options)
     loader = DataLoader(
         ImageReader(ImageMapper(cfg), options.max_pixels),
         batch_size=None,

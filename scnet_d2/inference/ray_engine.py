@@ -22,7 +22,7 @@ class _Actor:
     """Holds the model in a process of the cluster."""
 
     def __init__(self, cfg: CfgNode, options: LabelOptions):
-        self.label = BatchLabeller(build_predictor(cfg), options)
+        self.label = BatchLabeller(build_predictor(cfg, options), options)
 
     def __call__(self, batch: dict) -> dict:
         chunks = [self.label(pickle.loads(samples)) for samples in batch["samples"]]

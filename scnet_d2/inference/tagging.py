@@ -151,7 +151,7 @@ def label_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> L
         thresholds = label_thresholds(cfg, names)
     else:
         thresholds = np.full(len(names), args.threshold)
-    return LabelOptions(thresholds, args.top_k, args.batch_size, args.max_pixels)
+    return LabelOptions(thresholds, args.top_k, args.batch_size, args.max_pixels, args.dtype)
 
 
 def label_settings(cfg: CfgNode, options: LabelOptions, names: list[str]) -> dict[str, Any]:
@@ -163,6 +163,7 @@ def label_settings(cfg: CfgNode, options: LabelOptions, names: list[str]) -> dic
         "weights": _sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])),
         "thresholds": dict(zip(names, options.thresholds.tolist())),
         "top_k": options.top_k,
+        "dtype": options.dtype,
         "MODEL": model,
         "INPUT": cfg.INPUT,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -244,7 +245,7 @@ def _as_usage_errors() -> Iterator[None]:
         yield
     except KeyError as error:  # whose text is a quoted one
         raise UsageError(error.args[0]) from error
-    except (AssertionError, ImportError, OSError, ValueError, yaml.YAMLError) as error:
+    except (AssertionError, ImportError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -298,6 +299,10 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--workers", type=_number(int, 0), default=min(os.cpu_count() or 1, 8), metavar="N",
         help="processes that read images; default: one a CPU, at most 8",
+    )  # fmt: skip
+    add(
+        "--dtype", choices=("float32", "bfloat16"),
+        help="optimise the model in this type, docs/performance.md; default: as it was trained",
     )  # fmt: skip
     add("--null", action="store_true", help="the list on standard input is of find -print0")
     add("--retry-failed", action="store_true", help="try images again that failed earlier")
