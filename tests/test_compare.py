@@ -113,6 +113,15 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     bounds = json.loads((tmp_path / "plan" / "own-bounds.json").read_text())
     assert bounds["context-blind detector"]["mAP"] > bounds["class prevalence"]["mAP"]
 
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(PLAN | {"trained": "plan/own"}))
+    compare.main([str(again), "--work", str(work), "--only", "own-a-1"])
+    evaluated = json.loads((tmp_path / "again" / "own-a-1.json").read_text())
+    assert evaluated["per_class_AP"] == result["per_class_AP"]
+    assert not (work / "again" / "own-a-1" / "model_final.pth").exists()
+    with pytest.raises(SystemExit, match=r"own-b-1/model_final\.pth"):
+        compare.main([str(again), "--work", str(work), "--only", "own-b-1"])
+
     monkeypatch.setattr(compare, "run_cell", None)  # would fail if anything ran
     compare.main([str(plan), "--work", str(work), "--only", "own-a-1"])
 

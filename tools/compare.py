@@ -66,6 +66,8 @@ class Plan:
         groups: metric -> classes over which it is the mean AP, null for all; the first one leads.
         reference: method that the others are compared with.
         xlabel: what the data sets' x is.
+        trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
+            same method and seed, which --work still has, are evaluated.
         sizes: stored sizes of the objects, of tools/evidence.py --object-sizes, beside the plan.
     """
 
@@ -79,6 +81,7 @@ class Plan:
     reference: str
     opts: dict[str, Any] = field(default_factory=dict)
     xlabel: str = ""
+    trained: str = ""
     sizes: str = ""
 
     @property
@@ -112,7 +115,7 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts", "xlabel", "sizes"}
+    required = known - {"opts", "xlabel", "trained", "sizes"}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(
@@ -181,6 +184,10 @@ def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm) -> dict:
     opts = {**plan.opts, **dataset.get("opts", {}), **plan.methods[cell.method]}
     opts |= {"SEED": cell.seed, "OUTPUT_DIR": folder}
     command = [sys.executable, "train_net.py", "--config-file", plan.config, *data.arguments]
+    if plan.trained:
+        command.append("--eval-only")
+        run_name = f"{plan.trained}-{cell.method}-{cell.seed}"
+        opts["MODEL.WEIGHTS"] = work / run_name / "model_final.pth"
     command += [str(x) for item in opts.items() for x in item]
     start = time.perf_counter()
     with open(folder / "log.txt.run", "w") as log:
@@ -196,7 +203,8 @@ def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm) -> dict:
     if "scenes" in dataset:
         store_bounds(plan, cell.dataset, scores, Path(data.root) / "context_scenes")
     result = {**cell._asdict(), "config": plan.config, "opts": {k: str(v) for k, v in opts.items()}}
-    del result["opts"]["OUTPUT_DIR"]
+    for local in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
+        result["opts"].pop(local, None)
     result["seconds"] = round(time.perf_counter() - start)
     return result | store_scores(plan, cell, scores) | environment()
 
