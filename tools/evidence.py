@@ -357,10 +357,12 @@ def main(arguments: list[str] | None = None) -> None:
             if plan.sizes:
                 print(by_class(comparison), end="\n\n")
                 print(by_object_size(comparison, args.results / plan.sizes), end="\n\n")
-            evidence[comparison.dataset] = {
-                method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
-                for method in comparison.methods
-            }
+            evidence.setdefault(comparison.dataset, {}).update(
+                {
+                    method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
+                    for method in comparison.methods
+                }
+            )
         plot(plan, comparisons, images)
     for kind, module, draw in (
         ("fusion", compare_fusion, fusion_plot),
