@@ -226,6 +226,8 @@ def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
     left, right = figure.subplots(1, 2)
     for method in plan.methods:
         known = [c for c in comparisons if method in c.methods]
+        if not known:
+            continue
         x = [plan.datasets[c.dataset]["x"] for c in known]
         values = [c.values(method, group) for c in known]
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in values]
