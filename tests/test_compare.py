@@ -12,7 +12,7 @@ from conftest import REPO, load_config
 sys.path.insert(0, str(REPO / "tools"))
 import compare
 import evidence
-from occlusion_test import PARTS, part_mask
+from occlusion_test import PARTS, part_mask, to_text
 
 PLAN = {
     "title": "A test",
@@ -175,6 +175,17 @@ def test_a_cell_run_again_is_held_against_the_spread(finished, monkeypatch, valu
     monkeypatch.setattr(evidence.Comparison, "values", lambda *_: np.array([49.0, 51.0, 50.5]))
     cell = compare.Cell("own", "a", 1)
     assert evidence.run_again(finished, cell, finished.path.parent) == inside
+
+
+def test_causal_test_reports_changes_and_a_spread_only_over_several_runs():
+    runs = {
+        f"d-scnet-{seed}": {"untouched": {"both": untouched}, "inside": {"both": 40.0}}
+        for seed, untouched in ((1, 70.0), (2, 72.0))
+    }
+    _, _, untouched, inside = to_text(runs).splitlines()
+    assert "71.0 ± 1.4" in untouched and "-31.0 ± 1.4" in inside
+    del runs["d-scnet-2"]
+    assert to_text(runs).splitlines()[-1].split() == ["inside", "-30.0"]
 
 
 def test_parts_around_a_box_are_disjoint_and_cover_the_image():

@@ -123,15 +123,19 @@ def changes(runs: dict[str, dict]) -> dict[tuple[str, str], dict[str, list[float
 
 
 def to_text(runs: dict[str, dict]) -> str:
-    """A row for each part: mAP untouched, then the change in points, mean ± sd over the runs."""
+    """A row for each part: mAP untouched, then the change in points; mean ± sd of several runs."""
     columns = changes(runs)
     rows = []
     for part in next(iter(runs.values())):
-        cells = [column[part] for column in columns.values()]
         sign = "" if part == "untouched" else "+"
-        rows.append([part, *(f"{np.mean(c):{sign}.1f} ± {np.std(c):.1f}" for c in cells)])
+        rows.append([part, *(_mean_sd(column[part], sign) for column in columns.values())])
     headers = [model if name == "both" else f"{model}:\n{name}" for model, name in columns]
     return tabulate(rows, ["grey", *headers], disable_numparse=True)
+
+
+def _mean_sd(values: list[float], sign: str) -> str:
+    mean = f"{np.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
