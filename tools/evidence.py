@@ -115,11 +115,6 @@ def _t_interval(values: np.ndarray) -> tuple[float, float] | None:
     return values.mean() - half, values.mean() + half
 
 
-def _spread(values: np.ndarray) -> str:
-    sd = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{sd}"
-
-
 # ---- Tables -------------------------------------------------------------------------------------
 
 
@@ -128,7 +123,9 @@ def table(comparison: Comparison) -> str:
     plan, (lead, *_) = comparison.plan, comparison.plan.groups
     rows = []
     for method in comparison.methods:
-        values = [_spread(comparison.values(method, group)) for group in plan.groups]
+        values = [
+            occlusion_test.mean_sd(comparison.values(method, group), ".2f") for group in plan.groups
+        ]
         difference = None
         if method != plan.reference:
             difference = comparison.difference(method, plan.reference, lead)
@@ -175,7 +172,7 @@ def by_object_size(comparison: Comparison, sizes: Path) -> str:
             for seed in comparison.seeds[method]:
                 x = comparison.scores(method, seed, classes)
                 aps.append(multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out)["mAP"])
-            row.append(_spread(np.array(aps)))
+            row.append(occlusion_test.mean_sd(aps, ".2f"))
         rows.append(row)
     return tabulate(rows, ["largest object of a label", *comparison.methods], disable_numparse=True)
 
@@ -275,7 +272,8 @@ def occlusion_plot(study: dict, path: Path) -> None:
     axis = figure.subplots()
     width = 0.8 / len(columns)
     for i, ((model, name), column) in enumerate(columns.items()):
-        means, spreads = ([f(column[part]) for part in parts] for f in (np.mean, np.std))
+        means = [np.mean(column[part]) for part in parts]
+        spreads = [np.std(v, ddof=1) if len(v := column[part]) > 1 else 0 for part in parts]
         label = model if name == "both" else f"{model}: {name}"
         axis.bar(np.arange(len(parts)) + i * width, means, width, yerr=spreads, label=label)
     axis.set_xticks(np.arange(len(parts)) + 0.4 - width / 2, parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +128,15 @@ def to_text(runs: dict[str, dict]) -> str:
     rows = []
     for part in next(iter(runs.values())):
         sign = "" if part == "untouched" else "+"
-        rows.append([part, *(_mean_sd(column[part], sign) for column in columns.values())])
+        rows.append([part, *(mean_sd(column[part], f"{sign}.1f") for column in columns.values())])
     headers = [model if name == "both" else f"{model}:\n{name}" for model, name in columns]
     return tabulate(rows, ["grey", *headers], disable_numparse=True)
 
 
-def _mean_sd(values: list[float], sign: str) -> str:
-    mean = f"{np.mean(values):{sign}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"
+def mean_sd(values: Sequence[float], spec: str) -> str:
+    """Mean in a format as "+.1f", and ± the sample's standard deviation of several values."""
+    mean = f"{np.mean(values):{spec}}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{spec.lstrip('+')}}"
 
 
 def main(arguments: list[str] | None = None) -> None:
