@@ -29,12 +29,12 @@ test: setup
 
 # Tables and plots of docs/results.md from the stored results; and one cell of them run again.
 evidence: setup
-	$(PY) tools/evidence.py
+	$(PY) experiments/evidence.py
 
-PLAN ?= docs/results/scenes.yaml
+PLAN ?= experiments/results/scenes.yaml
 CELL ?= context_scenes-scnet-1
 evidence-cell: setup
-	$(PY) tools/evidence.py --again $(PLAN) $(CELL)
+	$(PY) experiments/evidence.py --again $(PLAN) $(CELL)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -10,8 +10,8 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
     package_data={
-        "scnet_d2.evaluation": ["published.json", "report.css", "report.js"],
-        "scnet_d2.inference": ["label_page.css", "label_page.js"],
+        "scnet_d2.app": ["*.css", "*.js"],
+        "scnet_d2.report": ["*.css", "*.js", "*.json"],
     },
     python_requires=">=3.10",
     install_requires=[
@@ -26,7 +26,7 @@ setup(
         "tabulate>=0.9",
         "tqdm",
     ],
-    entry_points={"console_scripts": ["scnet-tag = scnet_d2.inference.tagging:main"]},
+    entry_points={"console_scripts": ["scnet-tag = scnet_d2.tagging.program:main"]},
     extras_require={
         "app": ["gradio>=6.31,<7"],
         "export": ["onnx", "onnxruntime"],

@@ -14,10 +14,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from scnet_d2 import load_config, use_available_device
-from scnet_d2.data import ImageError, read_image
-from scnet_d2.evaluation.html_charts import jpeg_url
-from scnet_d2.inference import SCNetPredictor
-from scnet_d2.inference.label_page import (
+from scnet_d2.app.label_page import (
     PHOTO_SIDE,
     SCRIPT,
     STYLE,
@@ -27,6 +24,9 @@ from scnet_d2.inference.label_page import (
     result_html,
     start_html,
 )
+from scnet_d2.data import ImageError, read_image
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.report.charts import jpeg_url
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 try:

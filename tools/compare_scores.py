@@ -2,7 +2,7 @@
 """Compare two models on the same images: both mAPs, their difference, 95 % intervals and p.
 
 Rows are matched by image id. Intervals and p are of the bootstrap over images, defined in
-scnet_d2/evaluation/uncertainty.py.
+scnet_d2/evaluation/intervals.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from evaluate_scores import FORMATS, ScoreTable, read_scores
 from tqdm import tqdm
 
 from scnet_d2.evaluation import compare_map, format_rows, multilabel_metrics
-from scnet_d2.evaluation.report import COLUMNS
-from scnet_d2.evaluation.uncertainty import Comparison, Interval
+from scnet_d2.evaluation.intervals import Comparison, Interval
+from scnet_d2.evaluation.table import COLUMNS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from scnet_d2.evaluation.html_report import write_html_report
+from scnet_d2.report.page import write_html_report
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 
 import sys
 
-from scnet_d2.inference.tagging import main
+from scnet_d2.tagging.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ from .files import (
     read_checkpoint,
     replace_file,
 )
-from .report import LoadReport
+from .load_report import LoadReport
 
 __all__ = [
     "BrokenCheckpointError",

@@ -17,8 +17,8 @@ from .files import (
     remove_partial_files,
     replace_file,
 )
+from .load_report import LoadReport
 from .names import convert_detector, match_suffixes, why_left_out
-from .report import LoadReport
 
 logger = logging.getLogger(__name__)
 _MATCHING = "?matching_heuristics=True"

@@ -1,6 +1,6 @@
 """Training and evaluation of SCNet."""
 
-from .guards import (
+from .checks import (
     check_evaluation_data,
     check_num_classes,
     check_output_dir,

@@ -31,7 +31,7 @@ from ..data import MultiLabelDatasetMapper, TrainLoader, context_scenes, get_lab
 from ..data.labels import image_labels
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
-from .guards import check_evaluation_data, check_num_classes, class_names
+from .checks import check_evaluation_data, check_num_classes, class_names
 from .hooks import BestCheckpointer
 from .unreadable import CountUnreadable, MarkUnreadable, SkipUnreadable
 

@@ -1,10 +1,10 @@
 """Multi-label evaluation: metrics, the Detectron2 evaluator, and its terminal table."""
 
+from .intervals import bootstrap_map, compare_map, map_interval
 from .metrics import average_precision, multilabel_metrics, precision_recall_curve
 from .multilabel_evaluator import MultiLabelEvaluator
-from .report import format_rows, format_table, with_mean_ap
+from .table import format_rows, format_table, with_mean_ap
 from .thresholds import label_thresholds, load_thresholds, save_thresholds, tune_thresholds
-from .uncertainty import bootstrap_map, compare_map, map_interval
 
 __all__ = [
     "MultiLabelEvaluator",

@@ -15,9 +15,9 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from .evidence import evidence_arrays, label_evidence
+from .label_boxes import evidence_arrays, label_evidence
 from .metrics import multilabel_metrics
-from .report import format_table
+from .table import format_table
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ METADATA_FILE = "scnet_d2.json"  # in a TorchScript archive
 ONNX_OPSET = 17  # RoiAlign is Detectron2's from 16 on
 PAIRED_PX = 1.0  # two boxes are the same one if no coordinate differs by more
 _EXAMPLE_SIZE = (224, 320)  # of the traced image; the graph holds for any size
-_MODULES_WITH_LEN = ("scnet_d2.modeling.roi_heads", "scnet_d2.modeling.scnet")
+_MODULES_WITH_LEN = ("scnet_d2.modeling.roi_heads.branches", "scnet_d2.modeling.meta_arch.scnet")
 
 
 class Outputs(NamedTuple):

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from ..checkpoint import SCNetCheckpointer
 from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
-from ..evaluation.evidence import best_box
+from ..evaluation.label_boxes import best_box
 from ..evaluation.multilabel_evaluator import image_scores
 from ..evaluation.thresholds import label_thresholds
 

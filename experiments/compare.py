@@ -1,0 +1,353 @@
+#!/usr/bin/env python
+"""Train and evaluate methods x seeds x data sets of a plan, and keep what each cell gives.
+
+A cell is one `train_net.py` run. Its result, `<results>/<dataset>-<method>-<seed>.json`, and the
+image scores beside it, `.npz`, are written when it has ended: a cell with a result is left as it
+is, one that was killed starts again. Several runs with other --only may share a plan.
+
+experiments/evidence.py draws tables and plots of the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from scnet_d2.data.coco import load_coco_multilabel
+from scnet_d2.data.context_scenes import SPLITS, SceneConfig, context_blind_scores, generate
+from scnet_d2.evaluation import multilabel_metrics
+
+REPO = Path(__file__).resolve().parent.parent
+LAYOUT = "{l_bar}{bar}| {n:.1f}/{total} cells [{elapsed}<{remaining}]"
+REMEDY = "see experiments/results/*.yaml for examples"
+
+
+class Cell(NamedTuple):
+    """One training run."""
+
+    dataset: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}-{self.method}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, read from a YAML file.
+
+    Args:
+        path: of the file; results lie in the folder of its name beside it.
+        title: of table and plot.
+        config: config file of train_net.py, relative to the repository.
+        seeds: one cell for each.
+        methods: name -> config keys and their values.
+        datasets: name -> `opts`, as in methods, and where the images come from: `voc`, a VOC 2012
+            of parts of the split files ({split: [from, modulus, [remainders of the line number]]});
+            `scenes`, arguments of `SceneConfig`; or neither, then $DETECTRON2_DATASETS as it is.
+            `x` is the position in a curve.
+        opts: config keys of all cells.
+        groups: metric -> classes over which it is the mean AP, null for all; the first one leads.
+        reference: method that the others are compared with.
+        xlabel: what the data sets' x is.
+        trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
+            same method and seed, which --work still has, are evaluated.
+        sizes: stored sizes of the objects, of evidence.py --object-sizes, beside the plan.
+    """
+
+    path: Path
+    title: str
+    config: str
+    seeds: list[int]
+    methods: dict[str, dict]
+    datasets: dict[str, dict]
+    groups: dict[str, list[str] | None]
+    reference: str
+    opts: dict[str, Any] = field(default_factory=dict)
+    xlabel: str = ""
+    trained: str = ""
+    sizes: str = ""
+
+    @property
+    def results(self) -> Path:
+        """Folder of the results."""
+        return self.path.with_suffix("")
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells; the seeds come last, so that an early stop leaves every method with some."""
+        for seed, dataset, method in itertools.product(self.seeds, self.datasets, self.methods):
+            yield Cell(dataset, method, seed)
+
+    def metrics(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """Mean AP in percent over the classes of each group, of stored scores."""
+        return {
+            group: round(group_metrics(arrays, classes)["mAP"], 4)
+            for group, classes in self.groups.items()
+        }
+
+    def result(self, cell: Cell) -> dict | None:
+        """What is stored of a finished cell."""
+        path = self.results / f"{cell}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        ValueError: names a key that is missing or unknown.
+    """
+    contents = yaml.safe_load(path.read_text())
+    known = {f.name for f in fields(Plan)} - {"path"}
+    required = known - {"opts", "xlabel", "trained", "sizes"}
+    if not isinstance(contents, dict) or not required <= contents.keys() <= known:
+        keys = set(contents) if isinstance(contents, dict) else set()
+        raise ValueError(
+            f"{path}: missing keys {sorted(required - keys)}, unknown keys "
+            f"{sorted(map(str, keys - known))}; {REMEDY}"
+        )
+    if contents["reference"] not in contents["methods"]:
+        raise ValueError(f"{path}: reference '{contents['reference']}' is not one of its methods")
+    return Plan(path, **contents)
+
+
+# ---- Data ---------------------------------------------------------------------------------------
+
+
+class Data(NamedTuple):
+    """Data set of a cell."""
+
+    root: str  # DETECTRON2_DATASETS
+    arguments: list[str]  # of train_net.py
+
+
+def prepare(name: str, dataset: dict, folder: Path) -> Data:
+    """The images of a data set, made below `folder` where the plan asks for other than stock."""
+    source = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    if "voc" in dataset:
+        _link_voc(Path(source) / "VOC2012", folder / name / "VOC2012", dataset["voc"])
+        return Data(str(folder / name), [])
+    if "scenes" not in dataset:
+        return Data(source, [])
+    config = SceneConfig(**dataset["scenes"])
+    scenes = Path(generate(str(folder / name), config))
+    arguments = []
+    if config != SceneConfig():
+        for split in SPLITS:
+            arguments += ["--register-coco", f"{name}_{split}"]
+            arguments += [f"{scenes}/annotations/{split}.json", f"{scenes}/images/{split}"]
+    return Data(str(folder / name), arguments)
+
+
+def _link_voc(source: Path, target: Path, splits: dict[str, list]) -> None:
+    lists = target / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    for folder in ("Annotations", "JPEGImages"):
+        if not (target / folder).exists():
+            (target / folder).symlink_to((source / folder).resolve())
+    for split, (origin, modulus, remainders) in splits.items():
+        lines = (source / "ImageSets" / "Main" / f"{origin}.txt").read_text().splitlines()
+        kept = [line for i, line in enumerate(lines) if i % modulus in remainders]
+        (lists / f"{split}.txt").write_text("\n".join(kept) + "\n")
+
+
+# ---- Running ------------------------------------------------------------------------------------
+
+
+def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm) -> dict:
+    """Train and evaluate a cell; its result and image scores.
+
+    Raises:
+        RuntimeError: train_net.py failed; has the end of its log.
+    """
+    folder = work / plan.path.stem / str(cell)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    dataset = plan.datasets[cell.dataset]
+    data = prepare(cell.dataset, dataset, work / "data")
+    opts = {**plan.opts, **dataset.get("opts", {}), **plan.methods[cell.method]}
+    opts |= {"SEED": cell.seed, "OUTPUT_DIR": folder}
+    command = [sys.executable, "train_net.py", "--config-file", plan.config, *data.arguments]
+    if plan.trained:
+        command.append("--eval-only")
+        run_name = f"{plan.trained}-{cell.method}-{cell.seed}"
+        opts["MODEL.WEIGHTS"] = work / run_name / "model_final.pth"
+    command += [str(x) for item in opts.items() for x in item]
+    start = time.perf_counter()
+    with open(folder / "log.txt.run", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT,
+            env=os.environ | {"DETECTRON2_DATASETS": os.path.abspath(data.root)},
+        )  # fmt: skip
+        _follow(process, folder / "metrics.json", int(opts.get("SOLVER.MAX_ITER", 1000)), bar)
+    if process.returncode:
+        tail = "\n".join((folder / "log.txt.run").read_text().splitlines()[-15:])
+        raise RuntimeError(f"{cell}: {' '.join(command)} ended with {process.returncode}\n{tail}")
+    (scores,) = folder.glob("inference/*/multilabel_scores.npz")
+    if "scenes" in dataset:
+        store_bounds(plan, cell.dataset, scores, Path(data.root) / "context_scenes")
+    result = {**cell._asdict(), "config": plan.config, "opts": {k: str(v) for k, v in opts.items()}}
+    for local in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
+        result["opts"].pop(local, None)
+    result["seconds"] = round(time.perf_counter() - start)
+    return result | store_scores(plan, cell, scores) | environment()
+
+
+def _follow(process: subprocess.Popen, metrics: Path, iterations: int, bar: tqdm) -> None:
+    """Move the bar, one unit a cell, with the iterations of a run until it ends."""
+    before = bar.n
+    while process.poll() is None:
+        time.sleep(1)
+        if metrics.exists() and (lines := metrics.read_text().splitlines()):
+            done = json.loads(lines[-1])["iteration"] / iterations
+            bar.n = before + min(done, 0.99)  # the rest is evaluation
+            bar.refresh()
+    bar.n = before
+
+
+def store_scores(plan: Plan, cell: Cell, scores: Path) -> dict:
+    """Keep the image scores, rounded to float16, and compute the metrics from what is kept."""
+    with np.load(scores, allow_pickle=False) as arrays:
+        kept = {k: arrays[k] for k in ("image_ids", "class_names", "scores", "labels", "ignored")}
+    kept["scores"] = kept["scores"].astype(np.float16)
+    plan.results.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(plan.results / f"{cell}.npz", **kept)
+    every = group_metrics(kept, None)
+    per_class = dict(zip(kept["class_names"].tolist(), every.pop("per_class_AP").round(4).tolist()))
+    all_metrics = {key: round(value, 4) for key, value in every.items()}
+    return {"metrics": plan.metrics(kept), "all_classes": all_metrics, "per_class_AP": per_class}
+
+
+def store_bounds(plan: Plan, dataset: str, scores: Path, scenes: Path) -> None:
+    """Keep what a set of scenes gives without a model: class prevalence, and no context at all."""
+    path = plan.results / f"{dataset}-bounds.json"
+    if path.exists():
+        return
+    with np.load(scores, allow_pickle=False) as arrays:
+        kept = {k: arrays[k] for k in ("class_names", "labels", "ignored")}
+    split = scores.parent.name.split("_")[-1]
+    train, test = (
+        load_coco_multilabel(f"{scenes}/annotations/{s}.json", f"{scenes}/images/{s}", dataset)
+        for s in ("train", split)
+    )
+    labels = kept["labels"]
+    known = {
+        "class prevalence": np.zeros(labels.shape),
+        "context-blind detector": context_blind_scores(train, test),
+    }
+    bounds = {
+        name: {
+            g: round(group_metrics(kept | {"scores": s}, c)["mAP"], 4)
+            for g, c in plan.groups.items()
+        }
+        for name, s in known.items()
+    }
+    plan.results.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(bounds, indent=1) + "\n")
+
+
+def group_metrics(arrays: dict[str, np.ndarray], classes: list[str] | None) -> dict:
+    """`multilabel_metrics` over some of the classes of stored scores."""
+    names = arrays["class_names"].tolist()
+    columns = [names.index(name) for name in classes or names]
+    scores = arrays["scores"][:, columns].astype(np.float32)
+    return multilabel_metrics(scores, arrays["labels"][:, columns], arrays["ignored"][:, columns])
+
+
+def environment() -> dict:
+    """Commit and versions that a result was made with."""
+
+    def git(*args):
+        done = subprocess.run(("git", *args), cwd=REPO, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    packages = ("detectron2", "torch", "torchvision", "numpy")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "modified": git("status", "--porcelain", "--untracked-files=no") != "",
+        "versions": {"python": sys.version.split()[0]} | {p: version(p) for p in packages},
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+    }
+
+
+def write_result(plan: Plan, cell: Cell, result: dict) -> None:
+    """Write the result of a cell, whole or not at all."""
+    path = plan.results / f"{cell}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.rename(path)
+
+
+def run(plan: Plan, cells: list[Cell], work: Path) -> list[str]:
+    """Run the cells that have no result; returns the messages of those that failed."""
+    open_cells = [cell for cell in cells if plan.result(cell) is None]
+    print(f"{plan.path}: {len(cells) - len(open_cells)} of {len(cells)} cells are done")
+    failures = []
+    with tqdm(total=len(open_cells), bar_format=LAYOUT, dynamic_ncols=True) as bar:
+        for done, cell in enumerate(open_cells, 1):
+            bar.set_description(str(cell))
+            try:
+                result = run_cell(plan, cell, work, bar)
+                write_result(plan, cell, result)
+                bar.write(f"{cell}: {result['metrics']}, {result['seconds']} s")
+            except RuntimeError as error:
+                failures.append(str(error))
+                bar.write(str(error))
+            bar.n = done
+            bar.refresh()
+    return failures
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the open cells of a plan; exits with 1 where one failed."""
+    args = argument_parser().parse_args(arguments)
+    try:
+        plan = read_plan(args.plan)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        args.error(str(error))
+    cells = [cell for cell in plan.cells() if _chosen(cell, args.only)]
+    if not cells:
+        args.error(f"--only {args.only} leaves no cell of {args.plan}")
+    failures = run(plan, cells, args.work)
+    if failures:
+        sys.exit(f"{len(failures)} of {len(cells)} cells failed:\n\n" + "\n\n".join(failures))
+
+
+def _chosen(cell: Cell, only: list[str] | None) -> bool:
+    return not only or not {*map(str, cell), str(cell)}.isdisjoint(only)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plan", type=Path, help="YAML file, see experiments/results/")
+    parser.add_argument(
+        "--only", metavar="NAME", nargs="+", help="data sets, methods, seeds or whole cells to run"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("output/compare"), help="logs and weights (%(default)s)"
+    )
+    parser.set_defaults(error=parser.error)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+#!/usr/bin/env python
+"""Tables and plots of all stored comparisons: results/*.yaml and what compare.py kept.
+
+Prints a table for each plan, writes the plots to docs/images/ and results/evidence.json:
+{data set: {method: {metric: [percent, one for each seed]}}}. Nothing is trained or evaluated again;
+metrics are computed from the stored image scores.
+
+Differences are paired: by seed, and by image. Their intervals: "images", the percentile bootstrap
+over test images of the mean over the seeds (1000 replicates); "seeds", Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import compare_fusion
+import numpy as np
+import occlusion_test
+from compare import LAYOUT, Cell, Plan, read_plan, run_cell
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+from tabulate import tabulate
+from tqdm import tqdm
+
+from scnet_d2.evaluation import bootstrap_map, multilabel_metrics
+
+RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
+SIZES = {"small": (0, 0.05), "medium": (0.05, 0.25), "large": (0.25, 1.01)}  # share of the image
+REPLICATES = 1000
+
+
+class Scores(NamedTuple):
+    """Stored image scores of one cell, over the classes of a group."""
+
+    scores: np.ndarray  # (N, C) float32
+    labels: np.ndarray  # (N, C) bool
+    ignored: np.ndarray  # (N, C) bool
+
+
+class Difference(NamedTuple):
+    """Paired difference to the reference in points, with 95 % intervals."""
+
+    mean: float
+    images: tuple[float, float]
+    seeds: tuple[float, float] | None  # None for a single seed
+
+    def __str__(self) -> str:
+        seeds = "-" if self.seeds is None else "{:+.1f} to {:+.1f}".format(*self.seeds)
+        return "{:+.2f} | {:+.1f} to {:+.1f} | {}".format(self.mean, *self.images, seeds)
+
+
+class Comparison:
+    """The finished cells of a plan on one data set."""
+
+    def __init__(self, plan: Plan, dataset: str):
+        self.plan = plan
+        self.dataset = dataset
+        self.seeds = {
+            method: [s for s in plan.seeds if plan.result(Cell(dataset, method, s))]
+            for method in plan.methods
+        }
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Methods with a finished cell."""
+        return [method for method, seeds in self.seeds.items() if seeds]
+
+    def scores(self, method: str, seed: int, classes: list[str] | None) -> Scores:
+        """What a cell's image scores are, over some classes."""
+        path = self.plan.results / f"{Cell(self.dataset, method, seed)}.npz"
+        with np.load(path, allow_pickle=False) as arrays:
+            names = arrays["class_names"].tolist()
+            columns = [names.index(name) for name in classes or names]
+            scores = arrays["scores"][:, columns].astype(np.float32)
+            return Scores(scores, arrays["labels"][:, columns], arrays["ignored"][:, columns])
+
+    def values(self, method: str, group: str) -> np.ndarray:
+        """Mean AP in percent, one for each finished seed."""
+        return np.array(
+            [
+                multilabel_metrics(*self.scores(method, seed, self.plan.groups[group]))["mAP"]
+                for seed in self.seeds[method]
+            ]
+        )
+
+    def difference(self, method: str, reference: str, group: str) -> Difference | None:
+        """Method - reference over the seeds that both have; None without one."""
+        seeds = [s for s in self.seeds[method] if s in self.seeds[reference]]
+        if not seeds:
+            return None
+        classes = self.plan.groups[group]
+        values, samples = [], []
+        for seed in seeds:
+            pair = [self.scores(name, seed, classes) for name in (reference, method)]
+            values.append(np.diff([multilabel_metrics(*x)["mAP"] for x in pair])[0])
+            samples.append(
+                np.diff([bootstrap_map(*x, replicates=REPLICATES) for x in pair], axis=0)[0]
+            )
+        images = np.quantile(np.mean(samples, axis=0), [0.025, 0.975])
+        return Difference(float(np.mean(values)), tuple(images), _t_interval(np.array(values)))
+
+
+def _t_interval(values: np.ndarray) -> tuple[float, float] | None:
+    if len(values) < 2:
+        return None
+    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return values.mean() - half, values.mean() + half
+
+
+# ---- Tables -------------------------------------------------------------------------------------
+
+
+def table(comparison: Comparison) -> str:
+    """Mean ± sd over the seeds of every method, and its difference to the plan's reference."""
+    plan, (lead, *_) = comparison.plan, comparison.plan.groups
+    rows = []
+    for method in comparison.methods:
+        values = [
+            occlusion_test.mean_sd(comparison.values(method, group), ".2f") for group in plan.groups
+        ]
+        difference = None
+        if method != plan.reference:
+            difference = comparison.difference(method, plan.reference, lead)
+        cells = str(difference).split(" | ") if difference else [""] * 3
+        rows.append([method, len(comparison.seeds[method]), *values, *cells])
+    headers = ["", "seeds", *plan.groups, f"- {plan.reference}", "images 95 %", "seeds 95 %"]
+    text = tabulate(rows, headers, disable_numparse=True)
+    return "\n".join([f"{comparison.dataset}", text, *bounds(comparison)])
+
+
+def bounds(comparison: Comparison) -> Iterator[str]:
+    """Lines on what no training is needed for, where the plan's results have them."""
+    path = comparison.plan.results / f"{comparison.dataset}-bounds.json"
+    if path.exists():
+        for name, values in json.loads(path.read_text()).items():
+            yield f"{name}: " + ", ".join(f"{group} {value:.2f}" for group, value in values.items())
+
+
+def by_class(comparison: Comparison) -> str:
+    """AP of each class, mean over the seeds."""
+    rows, methods = {}, comparison.methods
+    for method in methods:
+        cells = [Cell(comparison.dataset, method, s) for s in comparison.seeds[method]]
+        aps = [comparison.plan.result(cell)["per_class_AP"] for cell in cells]
+        lead = next(iter(comparison.plan.groups.values()))
+        rows[method] = {name: np.mean([a[name] for a in aps]) for name in lead or aps[0]}
+    names = next(iter(rows.values()))
+    body = [[name, *(rows[m][name] for m in methods)] for name in names]
+    return tabulate(body, ["AP", *methods], floatfmt=".1f")
+
+
+def by_object_size(comparison: Comparison, sizes: Path) -> str:
+    """Mean AP over labels whose largest object has a size; other present labels are left out."""
+    classes = next(iter(comparison.plan.groups.values()))
+    with np.load(sizes, allow_pickle=False) as arrays:
+        names = arrays["class_names"].tolist()
+        share = arrays["share"][:, [names.index(c) for c in classes or names]]  # (N, C)
+    rows = []
+    for size, (low, high) in SIZES.items():
+        out = (share > 0) & ~((share >= low) & (share < high))
+        row = [f"{size} ({low:.0%} to {min(high, 1):.0%} of the image)"]
+        for method in comparison.methods:
+            aps = []
+            for seed in comparison.seeds[method]:
+                x = comparison.scores(method, seed, classes)
+                aps.append(multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out)["mAP"])
+            row.append(occlusion_test.mean_sd(aps, ".2f"))
+        rows.append(row)
+    return tabulate(rows, ["largest object of a label", *comparison.methods], disable_numparse=True)
+
+
+def write_object_sizes(dataset: str, path: Path) -> None:
+    """Store (N, C) the share of the image that the largest object of each label takes."""
+    names = MetadataCatalog.get(dataset).thing_classes
+    dicts = DatasetCatalog.get(dataset)
+    share = np.zeros((len(dicts), len(names)), np.float16)
+    for row, d in zip(share, dicts):
+        for a in d["annotations"]:
+            x0, y0, x1, y1 = BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+            area = (x1 - x0) * (y1 - y0) / (d["width"] * d["height"])
+            row[a["category_id"]] = max(row[a["category_id"]], area)
+    ids = np.array([str(d["image_id"]) for d in dicts])
+    np.savez_compressed(path, image_ids=ids, class_names=names, share=share)
+
+
+# ---- Plots --------------------------------------------------------------------------------------
+
+
+def dot_plot(comparisons: list[Comparison], path: Path) -> None:
+    """One dot for each seed and a line for the mean, methods from top to bottom."""
+    plan = comparisons[0].plan
+    methods = [m for m in plan.methods if any(m in c.methods for c in comparisons)]
+    size = 4.6 * len(comparisons) + 1.4, 0.42 * len(methods) + 1.2
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(1, len(comparisons), squeeze=False, sharey=True)
+    for axis, comparison in zip(axes[0], comparisons):
+        for y, method in enumerate(methods):
+            if method in comparison.methods:
+                values = comparison.values(method, next(iter(plan.groups)))
+                axis.plot(values, np.full(len(values), y), "o", color="#2b6cb0", alpha=0.7)
+                axis.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="black")
+        axis.set(xlabel=f"{next(iter(plan.groups))}, percent", title=comparison.dataset)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(plan.title)
+    figure.savefig(path, dpi=110)
+
+
+def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
+    """Mean over the seeds of each method, and its gain over the reference, against x."""
+    plan = comparisons[0].plan
+    group = next(iter(plan.groups))
+    figure = Figure((10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for method in plan.methods:
+        known = [c for c in comparisons if method in c.methods]
+        if not known:
+            continue
+        x = [plan.datasets[c.dataset]["x"] for c in known]
+        values = [c.values(method, group) for c in known]
+        spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in values]
+        left.errorbar(x, [v.mean() for v in values], spread, marker="o", capsize=3, label=method)
+        gains = [c.difference(method, plan.reference, group) for c in known]
+        if method != plan.reference and all(gains):
+            middle = np.array([g.mean for g in gains])
+            low, high = np.array([g.images for g in gains]).T
+            right.errorbar(
+                x, middle, [middle - low, high - middle], marker="o", capsize=3, label=method
+            )
+    right.axhline(0, color="grey", linewidth=0.8)
+    left.set(xlabel=xlabel, ylabel=f"{group}, percent (± sd over seeds)")
+    right.set(xlabel=xlabel, ylabel=f"gain over {plan.reference}, points (95 %, images)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(plan.title)
+    figure.savefig(path, dpi=110)
+
+
+def fusion_plot(study: dict, path: Path) -> None:
+    """Difference of every fusion and aggregation to the default, a dot for each run."""
+    default = np.array(study["mAP"][compare_fusion.DEFAULT])
+    names = list(study["mAP"])
+    figure = Figure((7.5, 0.32 * len(names) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    for y, name in enumerate(names):
+        difference = np.array(study["mAP"][name]) - default
+        axis.plot(difference, np.full(len(default), y), "o", color="#2b6cb0", alpha=0.7)
+        axis.plot([difference.mean()] * 2, [y - 0.3, y + 0.3], color="black")
+    axis.axvline(0, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set(xlabel="mAP - default, points", title=study["dataset"])
+    figure.savefig(path, dpi=110)
+
+
+def occlusion_plot(study: dict, path: Path) -> None:
+    """Change of mAP for every part that is made grey, a bar for each model."""
+    columns = occlusion_test.changes(study["runs"])
+    parts = [part for part in next(iter(columns.values())) if part != "untouched"]
+    figure = Figure((10, 4), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(columns)
+    for i, ((model, name), column) in enumerate(columns.items()):
+        means = [np.mean(column[part]) for part in parts]
+        spreads = [np.std(v, ddof=1) if len(v := column[part]) > 1 else 0 for part in parts]
+        label = model if name == "both" else f"{model}: {name}"
+        axis.bar(np.arange(len(parts)) + i * width, means, width, yerr=spreads, label=label)
+    axis.set_xticks(np.arange(len(parts)) + 0.4 - width / 2, parts)
+    axis.set(
+        ylabel="change of mAP, points", title=f"Grey parts around the objects, {study['dataset']}"
+    )
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def plot(plan: Plan, comparisons: list[Comparison], folder: Path) -> None:
+    """The plot of a plan: a curve where its data sets have an x."""
+    path = folder / f"{plan.path.stem}.png"
+    if all("x" in dataset for dataset in plan.datasets.values()):
+        curve_plot(comparisons, path, plan.xlabel)
+    else:
+        dot_plot(comparisons, path)
+
+
+# ---- Running a cell again -----------------------------------------------------------------------
+
+
+def run_again(plan: Plan, cell: Cell, work: Path) -> bool:
+    """Train a cell again beside the stored ones; is it where one more seed would be?
+
+    That is the 95 % prediction interval of one value from the stored seeds, Student's t.
+    """
+    group = next(iter(plan.groups))
+    stored = Comparison(plan, cell.dataset).values(cell.method, group)
+    if len(stored) < 2:
+        raise ValueError(f"{cell}: {len(stored)} stored seeds give no spread to compare with")
+    copy = replace(plan, path=work / "again" / plan.path.name)
+    with tqdm(total=1, desc=str(cell), bar_format=LAYOUT) as bar:
+        value = run_cell(copy, cell, work, bar)["metrics"][group]
+    scale = student_t.ppf(0.975, len(stored) - 1) * (1 + 1 / len(stored)) ** 0.5
+    half = scale * stored.std(ddof=1)
+    low, high = stored.mean() - half, stored.mean() + half
+    print(f"{cell}: {group} {value:.2f}; stored seeds {', '.join(f'{v:.2f}' for v in stored)}")
+    inside = low <= value <= high
+    print(
+        f"{'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {low:.2f} to {high:.2f}"
+    )
+    return inside
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints everything that is stored, and draws it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
+    parser.add_argument("--images", type=Path, help="folder of the plots (results/../images)")
+    parser.add_argument("--object-sizes", metavar="DATASET", help="store them, and end")
+    parser.add_argument(
+        "--again", nargs=2, metavar=("PLAN", "CELL"), help="run a cell again, compare, and end"
+    )
+    parser.add_argument("--work", type=Path, default=Path("output/compare"), help="for --again")
+    args = parser.parse_args(arguments)
+    if args.again:
+        plan = read_plan(Path(args.again[0]))
+        cells = {str(cell): cell for cell in plan.cells()}
+        if args.again[1] not in cells:
+            parser.error(f"{args.again[0]} has no cell {args.again[1]}; it has {', '.join(cells)}")
+        raise SystemExit(0 if run_again(plan, cells[args.again[1]], args.work) else 1)
+    if args.object_sizes:
+        return write_object_sizes(
+            args.object_sizes, args.results / f"{args.object_sizes}-sizes.npz"
+        )
+    images = args.images or args.results.parent / "images" / "results"
+    images.mkdir(parents=True, exist_ok=True)
+    evidence = {}
+    for path in sorted(args.results.glob("*.yaml")):
+        plan = read_plan(path)
+        comparisons = [c for c in (Comparison(plan, d) for d in plan.datasets) if c.methods]
+        if not comparisons:
+            continue
+        print(f"\n{'=' * 100}\n{plan.title}   ({path.name})\n")
+        for comparison in comparisons:
+            print(table(comparison), end="\n\n")
+            if plan.sizes:
+                print(by_class(comparison), end="\n\n")
+                print(by_object_size(comparison, args.results / plan.sizes), end="\n\n")
+            evidence.setdefault(comparison.dataset, {}).update(
+                {
+                    method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
+                    for method in comparison.methods
+                }
+            )
+        plot(plan, comparisons, images)
+    for kind, module, draw in (
+        ("fusion", compare_fusion, fusion_plot),
+        ("occlusion", occlusion_test, occlusion_plot),
+    ):
+        for path in sorted(args.results.glob(f"{kind}*.json")):
+            study = json.loads(path.read_text())
+            print(f"\n{'=' * 100}\n{study['dataset']}   ({path.name})\n")
+            print(module.to_text(study["mAP" if kind == "fusion" else "runs"]))
+            draw(study, images / f"{path.stem}.png")
+    (args.results / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

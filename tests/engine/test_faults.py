@@ -1,0 +1,620 @@
+"""Faults of images, configs, weights, predictions, outputs and names: rows of docs/reliability.md.
+
+Rows whose behaviour another file tests are not repeated here.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import pickle
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from torch import nn
+
+from scnet_d2 import ConfigError, load_config
+from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer
+from scnet_d2.data import (
+    DatasetError,
+    ImageError,
+    MultiLabelDatasetMapper,
+    read_image,
+    register_coco_multilabel,
+)
+from scnet_d2.data.images import image_size
+from scnet_d2.data.voc import load_voc_multilabel
+from scnet_d2.engine import Trainer, check_evaluation_data, class_names
+from scnet_d2.engine.checks import warn_of_leaks
+from scnet_d2.engine.unreadable import UnreadableImage
+from scnet_d2.evaluation import MultiLabelEvaluator
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.outputs import new_file, new_folder
+from scnet_d2.report.page import write_html_report
+
+CONFIG = REPO / "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
+ODD_NAMES = ["$\\frac$ & <b>'q\"</b>", "a/../b", "ça va 猫", "a,b;c", "=1+1", "x" * 300]
+NO_GLYPHS = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return str(path)
+
+
+def mapped(file_name, *, is_train=False, **record):
+    """What the mapper makes of an image with one box."""
+    cfg = small_config("INPUT.RANDOM_FLIP", "none")
+    box = {"bbox": [0, 0, 1, 1], "bbox_mode": 0, "category_id": 0, "iscrowd": 0}
+    record = {"file_name": file_name, "image_id": 1, "annotations": [box]} | record
+    return MultiLabelDatasetMapper(cfg, is_train=is_train)(record)
+
+
+def bgr(file_name):
+    """The one colour of a mapped image."""
+    image = mapped(file_name)["image"]
+    assert image.dtype == torch.uint8 and len(image.flatten(1).unique(dim=1).T) == 1
+    return image[:, 0, 0].tolist()
+
+
+def test_a_png_named_jpg_is_read_by_what_it_holds(tmp_path):
+    file = save(Image.new("RGB", (30, 20), (1, 2, 3)), tmp_path / "a.jpg", format="PNG")
+    assert bgr(file) == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "end", "expected"),
+    [
+        ("L", 100, "png", [100, 100, 100]),
+        ("1", 1, "png", [255, 255, 255]),
+        ("LA", (100, 50), "png", [100, 100, 100]),
+        ("RGBA", (1, 2, 3, 50), "png", [3, 2, 1]),
+        ("CMYK", (0, 255, 255, 0), "jpg", [0, 0, 255]),  # yellow and magenta ink give red
+    ],
+)
+def test_every_kind_of_8_bit_image_becomes_bgr(tmp_path, mode, color, end, expected):
+    assert bgr(save(Image.new(mode, (30, 20), color), tmp_path / f"a.{end}")) == expected
+
+
+def test_colours_of_16_bits_keep_their_high_bytes(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 30, 3), 0xAB12, np.uint16))
+    assert bgr(str(tmp_path / "a.png")) == [0xAB] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"), [("uint16", "png"), ("uint16", "tif"), ("float32", "tif")]
+)
+def test_grey_of_more_than_8_bits_is_refused_because_it_would_turn_white(tmp_path, kind, end):
+    values = np.linspace(0, 65535, 600).reshape(20, 30).astype(kind)
+    file = save(Image.fromarray(values), tmp_path / f"deep.{end}")
+    with pytest.raises(
+        ImageError, match=rf"deep\.{end}' has more than 8 bits .*scale it to 8 bits"
+    ):
+        mapped(file)
+
+
+def rotated(path):
+    """An image stored as 30 x 20 that its EXIF data turn by 90 degrees."""
+    exif = Image.Exif()
+    exif[274] = 6
+    return save(Image.new("RGB", (30, 20)), path, exif=exif)
+
+
+def test_an_image_turned_by_exif_data_is_used_as_it_is_shown(tmp_path):
+    file = rotated(tmp_path / "a.jpg")
+    assert image_size(file) == (30, 20)
+    image = mapped(file, height=30, width=20)["image"]
+    assert image.shape[1] > image.shape[2]
+
+
+def test_an_image_annotated_before_it_is_turned_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"turned\.jpg.*rotated by its EXIF data, annotate"):
+        mapped(rotated(tmp_path / "turned.jpg"), height=20, width=30)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 200)])
+def test_a_pixel_and_a_panorama_train_and_predict(tmp_path, size):
+    file = save(Image.new("RGB", size, (9, 8, 7)), tmp_path / "a.png")
+    model = build_model(small_config("MODEL.RPN.POST_NMS_TOPK_TEST", 5))
+    inputs = [mapped(file, is_train=True, width=size[0], height=size[1])]
+    with EventStorage():
+        losses = model.train()(inputs)
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        output = model.eval()(inputs)[0]
+    assert output["image_scores"].isfinite().all()
+    assert output["instances"].image_size == size[::-1]
+
+
+def test_a_strip_that_resizing_would_leave_nothing_of_is_named(tmp_path):
+    file = save(Image.new("RGB", (3000, 1)), tmp_path / "strip.png")
+    with pytest.raises(ImageError, match=r"strip\.png' is a strip of 3000 x 1.*cut it"):
+        mapped(file)
+
+
+def bomb(path, side=60_000):
+    """A PNG of a few bytes that says it has `side` x `side` pixels."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return str(path)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match=r"bomb\.png' is too large .*3600000000 pixels.* Scale it"):
+        mapped(bomb(tmp_path / "bomb.png"))
+
+
+def test_a_file_for_which_pil_would_start_a_program_is_refused(tmp_path):
+    (tmp_path / "eps.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    assert Image.open(tmp_path / "eps.jpg").format == "EPS"
+    with pytest.raises(ImageError, match=r"eps\.jpg' cannot be read"):
+        mapped(str(tmp_path / "eps.jpg"))
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (1, 3000, 3)])
+def test_the_predictor_names_the_size_of_an_unusable_array(random_model, shape):
+    with pytest.raises(ValueError, match=f"{shape[1]} x {shape[0]} pixels is empty or narrower"):
+        SCNetPredictor(random_model)(np.zeros(shape, np.uint8))
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Four images, of which the last is truncated: cat, dog, cat, cat."""
+    json_file = write_coco(tmp_path, [f"{i}.png" for i in range(4)], [0, 1, 0, 0])
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    for i in range(4):
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    truncated = tmp_path / "3.png"
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    register_coco_multilabel("faulty", json_file, tmp_path)
+    yield "faulty"
+    DatasetCatalog.remove("faulty")
+    MetadataCatalog.remove("faulty")
+
+
+def write_coco(folder, file_names, labels=(), classes=("cat", "dog")):
+    images = [
+        {"id": i, "file_name": name, "height": 40, "width": 60} for i, name in enumerate(file_names)
+    ]
+    annotations = [
+        {"image_id": i, "category_id": c, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        for i, c in enumerate(labels)
+    ]
+    for i, annotation in enumerate(annotations):
+        annotation["id"] = i + 1  # pycocotools takes 0 for no object
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "a.json").write_text(json.dumps(content))
+    return str(folder / "a.json")
+
+
+class Oracle(nn.Module):
+    """Scores the labels of an image 0.9 and others 0.1."""
+
+    def forward(self, batched_inputs):
+        for x in batched_inputs:
+            assert x["image"].dtype == torch.uint8
+        scores = [[0.9 if c in x["image_labels"] else 0.1 for c in (0, 1)] for x in batched_inputs]
+        return [{"image_scores": torch.tensor(s)} for s in scores]
+
+
+def evaluation_config(dataset, output, *opts):
+    return small_config(
+        "DATASETS.TEST", (dataset,), "DATASETS.VAL", (), "OUTPUT_DIR", str(output),
+        "MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0, *opts,
+    )  # fmt: skip
+
+
+def test_an_unreadable_image_scores_zero_and_is_counted_with_the_metrics(dataset, tmp_path, caplog):
+    # cat: 0.9 0.1 0.9 0 for + - + +, AP (1 + 1 + 3/4) / 3; dog: 1. Of 4 labels 3 are found.
+    with caplog.at_level(logging.WARNING):
+        results = Trainer.test(evaluation_config(dataset, tmp_path / "run"), Oracle())["multilabel"]
+    assert results["mAP"] == pytest.approx(100 * (2.75 / 3 + 1) / 2)
+    assert (results["OP"], results["OR"]) == pytest.approx((100, 75))
+    assert results["unreadable_images"] == 1
+    assert "1 of the 4 images of faulty could not be used" in caplog.text
+    assert f"image '{tmp_path}/3.png' cannot be read" in caplog.text
+    with np.load(tmp_path / "run/inference/faulty/multilabel_scores.npz") as saved:
+        assert saved["unreadable"].tolist() == [False, False, False, True]
+        np.testing.assert_allclose(saved["scores"][2:], [[0.9, 0.1], [0, 0]])
+
+
+def test_tools_and_report_say_that_images_were_unreadable(dataset, tmp_path, capsys):
+    Trainer.test(evaluation_config(dataset, tmp_path / "run"), Oracle())
+    scores = tmp_path / "run/inference/faulty/multilabel_scores.npz"
+    importlib.import_module("evaluate_scores").main([str(scores)])
+    assert "1 images could not be read" in capsys.readouterr().err
+    assert "1 images could not be read" in write_html_report(tmp_path / "run").read_text()
+
+
+def test_detection_ap_counts_an_unreadable_image_as_without_detections(dataset, tmp_path):
+    class Detector(Oracle):
+        def forward(self, batched_inputs):
+            outputs = super().forward(batched_inputs)
+            for x, output in zip(batched_inputs, outputs):
+                output["instances"] = Instances(
+                    (40, 60), pred_boxes=Boxes(torch.tensor([[1.0, 1, 10, 10]])),
+                    scores=torch.ones(1), pred_classes=torch.tensor(x["image_labels"]),
+                )  # fmt: skip
+            return outputs
+
+    cfg = evaluation_config(dataset, tmp_path / "run", "TEST.DETECTION_AP", True)
+    # dog 100; cat: two of three objects are found, the precision is 1 up to recall 2/3: of
+    # COCO's 101 recall points 67 (0 to 0.66) are reached
+    assert Trainer.test(cfg, Detector())["bbox"]["AP"] == pytest.approx((100 + 100 * 67 / 101) / 2)
+
+
+def test_too_many_unreadable_images_stop_the_evaluation(dataset, tmp_path):
+    (tmp_path / "0.png").write_bytes(b"")
+    cfg = evaluation_config(dataset, tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"2 of 4 images .*MAX_BAD_IMAGES allows 1: .*3\.png"):
+        Trainer.test(cfg, Oracle())
+
+
+def test_absent_images_stop_before_training_or_evaluation(dataset, tmp_path):
+    for i in (0, 1):
+        (tmp_path / f"{i}.png").unlink()
+    cfg = evaluation_config(dataset, tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"faulty: 2 of its 4 image files .*first is '.*0\.png'"):
+        check_evaluation_data(cfg)
+
+
+def test_other_programs_that_ask_for_an_unreadable_image_get_the_error():
+    image = pickle.loads(pickle.dumps(UnreadableImage({"image_id": 1}, unreadable="a.png is bad")))
+    with pytest.raises(ImageError, match=r"a\.png is bad"):
+        image["image"]
+    with pytest.raises(KeyError, match="instances"):
+        image["instances"]
+
+
+def test_two_different_predictions_of_an_image_are_refused(dataset):
+    evaluator = MultiLabelEvaluator(dataset)
+    dicts = DatasetCatalog.get(dataset)
+    for score in (0.5, 0.52, 0.9):
+        output = {"image_scores": torch.tensor([score, 0.1])}
+        evaluator.process(dicts[1:2], [output])
+    with pytest.raises(ValueError, match=r"image_id 1 of faulty has two .* differ by 0\.40"):
+        evaluator.evaluate()
+
+
+# --- config --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("SOLVER.MAX_ITERS", 3), r"no key SOLVER\.MAX_ITERS; did you mean SOLVER\.MAX_ITER\?"),
+        (("NO.SUCH", 3), r"no key NO\.SUCH; Detectron2's defaults\.py and scnet_d2/config\.py"),
+        (("SOLVER.MAX_ITER",), r"key SOLVER\.MAX_ITER has no value"),
+        (("SOLVER.MAX_ITER", "many"), r"SOLVER\.MAX_ITER takes a value of type int, not str"),
+        (("SOLVER.BASE_LR", 1), r"SOLVER\.BASE_LR takes a value of type float.*with a point"),
+        (("MODEL.SCNET", 1), r"MODEL\.SCNET takes a value of type CfgNode"),
+    ],
+)
+def test_a_wrong_key_or_value_on_the_command_line_is_named(opts, message):
+    with pytest.raises(ConfigError, match=f"^command line: .*{message}"):
+        load_config(CONFIG, opts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "MODEL: {SCNET: {CONTEXT: {EXPANSION: 2.0}}}",
+            r"no key MODEL\.SCNET\.CONTEXT\.EXPANSION; did you mean .*EXPANSION_RATIO",
+        ),
+        ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER takes a value of type int"),
+        ("MODEL: [a", "line 1, column 8"),
+        ("MODEL:", "not a config"),
+        ("[1, 2]", "not a config"),
+        ("", "not a config"),
+        ("_BASE_: none.yaml", r"No such file .*none\.yaml"),
+        ("_BASE_: a.yaml", "not a config .*recursion"),
+    ],
+)
+def test_a_faulty_config_file_is_named_with_its_fault(tmp_path, content, message):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=rf"config file '{tmp_path}/a\.yaml': .*{message}"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("name", ["", "none.yaml"])
+def test_an_absent_config_file_is_named(name):
+    with pytest.raises(ConfigError, match=f"config file '{name}': .*does not exist"):
+        load_config(name)
+
+
+def test_code_in_a_config_file_does_not_run(tmp_path):
+    touched, file = tmp_path / "touched", tmp_path / "config.yaml"
+    file.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{touched}']")
+    with pytest.raises(ConfigError, match=r"config\.yaml': refused, .*os\.mkdir"):
+        load_config(file)
+    assert not touched.exists()
+    small_config().merge_from_file(str(file))
+    assert touched.exists()  # Detectron2's own way of reading it does run it
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("CONTEXT.EXPANSION_RATIO", (0.5, 0.0, -1.0, float("nan"), float("inf"))),
+        ("CONTEXT.LABEL_COVERAGE", (0.0, 1.5)),
+        ("OBJECT.LABEL_IOU", (-1.0, 1.5)),
+        ("AGGREGATION.TOPK", (0,)),
+        ("AGGREGATION.SHARPNESS", (0.0,)),
+        ("CANONICAL_BOX_SIZE", (0,)),
+    ],
+)
+def test_a_value_out_of_range_is_named_when_the_model_is_built(key, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^MODEL\.SCNET\.{key} is {value}; it must be "):
+            build_model(small_config(f"MODEL.SCNET.{key}", value))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("TEST.LABEL_THRESHOLD", 50.0), r"TEST\.LABEL_THRESHOLD is 50\.0, not in \[0, 1\]"),
+        (("TEST.LABEL_THRESHOLDS", "none.json"), r"none\.json"),
+        (("TEST.LABEL_TOP_K", 0), r"TEST\.LABEL_TOP_K is 0; set it to at least 1"),
+    ],
+)
+def test_metrics_that_cannot_be_computed_stop_before_training(dataset, opts, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        check_evaluation_data(evaluation_config(dataset, "none", *opts))
+
+
+def test_evaluation_data_without_any_label_stop_before_training(dataset, tmp_path):
+    write_coco(tmp_path, [f"{i}.png" for i in range(4)])
+    with pytest.raises(ValueError, match="faulty: no image has a label; there is nothing to eval"):
+        check_evaluation_data(evaluation_config(dataset, "none"))
+
+
+def test_an_unknown_data_set_is_named_with_the_nearest_known_one():
+    with pytest.raises(DatasetError, match=r"'voc_2007_tset'\. Did you mean voc_2007_test\?"):
+        class_names("voc_2007_tset")
+    with pytest.raises(DatasetError, match=r"'mine'.*--register-coco NAME JSON IMAGE_ROOT"):
+        class_names("mine")
+
+
+@pytest.mark.parametrize("content", ["[1]", "MODEL: 3", "a: [", "\0"])
+def test_a_broken_config_beside_the_weights_is_named(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "w.pth").touch()
+    cfg = small_config("MODEL.WEIGHTS", str(tmp_path / "w.pth"))
+    with pytest.raises(ConfigError, match=r"config\.yaml' is no config of a run .*remove it"):
+        warn_of_leaks(cfg)
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def test_weights_of_another_class_count_start_training_and_are_refused_in_evaluation(tmp_path):
+    weights = str(tmp_path / "14_classes.pth")
+    torch.save({"model": build_model(small_config()).state_dict()}, weights)
+    model = build_model(small_config("MODEL.ROI_HEADS.NUM_CLASSES", 5))
+    start = SCNetCheckpointer(model)
+    start.load(weights)
+    assert {name.split(".")[1] for name in start.report.wrong_shape} == {"label_predictor"}
+    with pytest.raises(CheckpointError, match=r"14_classes\.pth lacks 4 .*label_predictor"):
+        SCNetCheckpointer(model, require_all=True).load(weights)
+
+
+def test_a_score_file_with_pickled_objects_is_refused(tmp_path, capsys):
+    file = tmp_path / "scores.npz"
+    np.savez(file, scores=np.array([{"an": "object"}]), labels=np.zeros((1, 1), bool))
+    with pytest.raises(SystemExit):
+        importlib.import_module("evaluate_scores").main([str(file)])
+    assert "allow_pickle=False" in capsys.readouterr().err
+
+
+# --- outputs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json", "model_final.pth"])
+def test_training_refuses_a_folder_in_which_a_run_left_anything(tmp_path, left):
+    (tmp_path / left).write_text("of another run")
+    args = argparse.Namespace(
+        config_file=str(CONFIG), opts=["OUTPUT_DIR", str(tmp_path)], resume=False, eval_only=False
+    )
+    with pytest.raises(FileExistsError, match="holds another run; continue it with --resume, or"):
+        importlib.import_module("train_net").setup(args)
+    assert [p.name for p in tmp_path.iterdir()] == [left]
+    assert (tmp_path / left).read_text() == "of another run"
+
+
+def test_a_new_file_is_one_that_is_not_there_in_a_folder_that_is(tmp_path):
+    (tmp_path / "old").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    assert new_file(str(tmp_path / "new.json")) == tmp_path / "new.json"
+    for name in ("old", "link", "."):
+        with pytest.raises(argparse.ArgumentTypeError, match="there already: name another"):
+            new_file(str(tmp_path / name))
+    with pytest.raises(argparse.ArgumentTypeError, match="no folder that can be written to"):
+        new_file(str(tmp_path / "absent" / "new.json"))
+
+
+def test_a_new_folder_is_absent_or_empty(tmp_path):
+    (tmp_path / "full" / "empty").mkdir(parents=True)
+    for name in ("new", "new/deep", "full/empty"):
+        assert new_folder(str(tmp_path / name)) == tmp_path / name
+    with pytest.raises(argparse.ArgumentTypeError, match="full is not empty"):
+        new_folder(str(tmp_path / "full"))
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("tune_thresholds", ["val.npz"]),
+        ("compare_fusion", ["run", "--dataset", "d"]),
+        ("occlusion_test", ["run", "--dataset", "d", "--classes", "cat"]),
+    ],
+)
+def test_tools_refuse_to_write_over_a_file_before_they_work(tmp_path, capsys, tool, arguments):
+    mine = tmp_path / "mine.json"
+    mine.write_text("mine")
+    with pytest.raises(SystemExit):
+        importlib.import_module(tool).main([*arguments, "--output", str(mine)])
+    assert "mine.json is there already: name another file" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
+    folder = tmp_path / "inference" / "made_val"
+    folder.mkdir(parents=True)
+    np.savez(
+        folder / "multilabel_scores.npz", file_names=["a.png"], class_names=["cat"],
+        scores=np.ones((1, 1), np.float32), labels=[[True]], ignored=[[False]],
+    )  # fmt: skip
+    path = write_html_report(tmp_path)
+    assert write_html_report(tmp_path) == path
+    path.write_text("my thesis")
+    with pytest.raises(FileExistsError, match=r"report\.html .*is no report: name another file"):
+        write_html_report(tmp_path)
+    assert path.read_text() == "my thesis"
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def load_named(tmp_path):
+    """Loads a COCO json whose one image, or whose classes, have these names."""
+
+    def load(file_name="a.png", classes=("cat",)):
+        root = tmp_path / "images"
+        root.mkdir(exist_ok=True)
+        json_file = write_coco(tmp_path, [file_name], [0], classes)
+        register_coco_multilabel("named", json_file, root)
+        return DatasetCatalog.get("named")
+
+    yield load
+    DatasetCatalog.pop("named", None)
+    MetadataCatalog.pop("named", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..", "../images_b/x.png"]
+)
+def test_a_file_name_that_leads_out_of_the_image_folder_is_refused(load_named, name):
+    with pytest.raises(DatasetError, match=rf"a\.json: '{name}' leads out of .*images'"):
+        load_named(name)
+
+
+@pytest.mark.parametrize("name", ["a/b.png", "a/../b.png", "a..b.png", "{}/images/b.png"])
+def test_a_file_name_inside_the_image_folder_is_taken(load_named, tmp_path, name):
+    (record,) = load_named(name.format(tmp_path))
+    path = os.path.normpath(record["file_name"])
+    assert os.path.dirname(path).startswith(str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("image_id", ["../../../etc/passwd", "/etc/passwd"])
+def test_an_image_id_that_leads_out_of_a_voc_folder_is_refused(tmp_path, image_id):
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text(f"{image_id}\n")
+    with pytest.raises(DatasetError, match=rf"of mine: '{image_id}\.jpg' leads out of"):
+        load_voc_multilabel(str(tmp_path), "train", "mine")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2Jcat", "a\0"])
+def test_a_class_name_that_cannot_be_printed_is_refused(load_named, name):
+    with pytest.raises(DatasetError, match=r"a\.json: the class name .*rename it"):
+        load_named(classes=("cat", name))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".."])
+def test_a_data_set_name_that_is_a_path_is_refused(name):
+    with pytest.raises(DatasetError, match="is a path; name the data set without"):
+        register_coco_multilabel(name, "a.json", "images")
+    assert name not in DatasetCatalog
+
+
+@pytest.fixture
+def random_model(tmp_path):
+    """Config of a model with random weights whose classes have odd names."""
+    classes = ("MODEL.ROI_HEADS.NUM_CLASSES", len(ODD_NAMES), "DATASETS.CLASS_NAMES", ODD_NAMES)
+    cfg = small_config(*classes, "MODEL.RPN.POST_NMS_TOPK_TEST", 5, "DATASETS.TEST", ())
+    cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
+    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+def label(cfg, folder, files):
+    """Run the demo; returns its number of bad images and the lines that it wrote."""
+    (folder / "config.yaml").write_text(cfg.dump())
+    demo = importlib.import_module("demo")
+    out = folder / "out"
+    arguments = ["--config-file", str(folder / "config.yaml"), "--output", str(out)]
+    bad = demo.main(
+        demo.get_parser().parse_args([*arguments, "--threshold", "0", "--input", *files])
+    )
+    return bad, [json.loads(s) for s in (out / "labels.jsonl").read_text().splitlines()]
+
+
+@NO_GLYPHS
+def test_odd_class_and_file_names_are_drawn_and_written(random_model, tmp_path):
+    names = ["a[1].png", "a1.png", "x" * 250 + ".png", "b\udcff c.png", "猫.png"]
+    files = [os.fsdecode(os.fsencode(tmp_path / name)) for name in names]
+    for file in files:
+        with open(file, "wb") as f:
+            Image.new("RGB", (60, 40)).save(f, "png")
+    bad, lines = label(random_model, tmp_path, files)
+    assert bad == 0
+    assert [line["file"] for line in lines] == files
+    assert {x["label"] for line in lines for x in line["labels"]} == set(ODD_NAMES)
+    pictures = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
+    assert pictures == [
+        "0000_a_1_.png", "0001_a1.png", f"0002_{'x' * 60}.png", "0003_b__c.png", "0004_猫.png"
+    ]  # fmt: skip
+
+
+@NO_GLYPHS
+def test_labelling_survives_unusable_images_and_counts_them(random_model, tmp_path):
+    good = save(Image.new("RGB", (60, 40)), tmp_path / "good.png")
+    strip = save(Image.new("RGB", (3000, 1)), tmp_path / "strip.png")
+    absent, folder = str(tmp_path / "absent.png"), str(tmp_path)
+    unusable = [bomb(tmp_path / "bomb.png"), strip, absent, folder]
+    bad, lines = label(random_model, tmp_path, [*unusable, good])
+    assert bad == 4
+    for file, line in zip(unusable, lines):
+        assert f"image '{file}'" in line["error"]
+    assert len(lines[4]["labels"]) == len(ODD_NAMES)
+
+
+def test_the_report_tolerates_a_bomb_among_its_images(tmp_path):
+    folder = tmp_path / "inference" / "made_val"
+    folder.mkdir(parents=True)
+    np.savez(
+        folder / "multilabel_scores.npz", file_names=[bomb(tmp_path / "bomb.png")],
+        class_names=["cat"], scores=np.ones((1, 1), np.float32), labels=[[True]],
+        ignored=[[False]],
+    )  # fmt: skip
+    assert "1 of the 1 images below were not found" in write_html_report(tmp_path).read_text()
+    with pytest.raises(ImageError):
+        read_image(str(tmp_path / "bomb.png"))

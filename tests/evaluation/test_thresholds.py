@@ -1,0 +1,157 @@
+"""Per-class thresholds: how they are tuned, kept, read, and used."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scnet_d2.data.context_scenes import CLASSES
+from scnet_d2.engine import Trainer
+from scnet_d2.evaluation import (
+    load_thresholds,
+    multilabel_metrics,
+    save_thresholds,
+    tune_thresholds,
+)
+from scnet_d2.inference import SCNetPredictor, draw_labels
+
+NAMES = ["cat", "dog", "cow"]
+
+
+def f1(scores, labels, threshold):
+    predicted = scores >= threshold
+    return 2 * (predicted & labels).sum() / (predicted.sum() + labels.sum())
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.sampled_from([1, 3, 1000]))
+def test_no_score_is_a_better_threshold_and_of_equal_ones_the_highest_is_taken(seed, n, steps):
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, steps + 1, (n, 3)) / steps).astype(np.float32)
+    labels, ignored = rng.random((n, 3)) < 0.3, rng.random((n, 3)) < 0.2
+    tuned = tune_thresholds(scores, labels, ignored)
+    assert tuned.dtype == scores.dtype
+    for column, threshold in enumerate(tuned):
+        kept = ~ignored[:, column]
+        s, y = scores[kept, column], labels[kept, column]
+        if y.any():
+            tried = [(f1(s, y, t), t) for t in s]
+            assert max(tried) == (f1(s, y, threshold), threshold)
+        else:
+            assert threshold == np.float32(0.5)
+
+
+def test_a_worked_example():
+    scores = np.array([[0.9], [0.8], [0.7], [0.6], [0.1]])
+    labels = np.array([[1], [0], [1], [1], [0]], dtype=bool)
+    # F1 down the ranking: 2/4, 2/5, 4/6, 6/7, 6/8
+    assert tune_thresholds(scores, labels) == [0.6]
+    assert multilabel_metrics(scores, labels, threshold=[0.6])["CF1_mean"] == pytest.approx(600 / 7)
+
+
+def test_saved_thresholds_come_back_exactly_in_the_order_asked_for(tmp_path):
+    thresholds = np.array([0.1, 1 / 3, 0.9], dtype=np.float32)
+    save_thresholds(tmp_path / "t.json", thresholds, NAMES, source="val.npz")
+    loaded = load_thresholds(tmp_path / "t.json", ["cow", "cat", "dog"])
+    np.testing.assert_array_equal(loaded.astype(np.float32), thresholds[[2, 0, 1]])
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert (content["source"], content["metric"]) == ("val.npz", "F1 of each class")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "t.json: not a json file"),
+        ("[1]", 't.json: no "thresholds"'),
+        ('{"thresholds": {"cat": 0.5, "cow": 0.5}}', r"no threshold of class 'dog' \(1 missing, 0"),
+        ('{"thresholds": {"cat": 0, "cow": 1, "dog": 0, "eel": 0}}', "class 'eel' is not a class"),
+        ('{"thresholds": {"cat": 0, "cow": 2, "dog": 0}}', r"'cow' is 2, not in \[0, 1\]"),
+        ('{"thresholds": {"cat": 0, "cow": NaN, "dog": 0}}', "'cow' is nan"),
+        ('{"thresholds": {"cat": 0, "cow": "x", "dog": 0}}', "'cow' is 'x'"),
+    ],
+)
+def test_an_unusable_file_is_named(tmp_path, content, message):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_thresholds(tmp_path / "t.json", NAMES)
+
+
+@pytest.fixture
+def dataset():
+    name = "thresholds_test"
+    dicts = [{"image_id": i, "file_name": f"{i}.jpg", "image_labels": [0]} for i in range(4)]
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).thing_classes = NAMES
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_the_evaluator_takes_the_thresholds_of_the_config(dataset, tmp_path):
+    save_thresholds(tmp_path / "t.json", np.array([0.25, 0.5, 0.5]), NAMES, source="")
+    recalls = []
+    for path in ("", str(tmp_path / "t.json")):
+        cfg = small_config("TEST.LABEL_THRESHOLDS", path, "OUTPUT_DIR", str(tmp_path))
+        evaluator = Trainer.build_evaluator(cfg, dataset)
+        scores = torch.tensor([[0.2, 0, 0], [0.25, 0, 0], [0.4, 0, 0], [0.5, 0, 0]])
+        evaluator.reset()
+        evaluator.process(DatasetCatalog.get(dataset), [{"image_scores": s} for s in scores])
+        recalls.append(evaluator.evaluate()["multilabel"]["OR"])
+    assert recalls == [25, 75]
+
+
+def test_predictor_and_demo_take_the_thresholds_of_the_config(tmp_path):
+    tuned = np.linspace(0, 1, len(CLASSES))
+    save_thresholds(tmp_path / "t.json", tuned, CLASSES, source="")
+    cfg = small_config("MODEL.WEIGHTS", str(tmp_path / "model.pth"))
+    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    predictor = SCNetPredictor(cfg)
+    np.testing.assert_array_equal(predictor.thresholds, np.full(len(CLASSES), 0.5))
+    cfg.TEST.LABEL_THRESHOLDS = str(tmp_path / "t.json")
+    predictor = SCNetPredictor(cfg)
+    np.testing.assert_array_equal(predictor.thresholds, tuned)
+
+    demo = importlib.import_module("demo")
+    expected = dict(zip(CLASSES, tuned.round(4)))
+    assert demo.choose_thresholds(predictor, None) == pytest.approx(expected)
+    assert demo.choose_thresholds(predictor, 0.3) == dict.fromkeys(CLASSES, 0.3)
+
+
+def test_a_label_below_its_own_threshold_is_drawn_without_its_boxes():
+    image = np.zeros((60, 80, 3), dtype=np.uint8)
+    boxes = {"box": [10, 10, 50, 50], "context_box": [0, 0, 60, 60]}
+    labels = [{"label": "cat", "score": 0.8} | boxes, {"label": "dog", "score": 0.6} | boxes]
+    both = draw_labels(image, labels, threshold=0.5)
+    np.testing.assert_array_equal(
+        draw_labels(image, labels, threshold={"cat": 0.5, "dog": 0.5}), both
+    )
+    only_dog = draw_labels(image, labels, threshold={"cat": 0.9, "dog": 0.5})
+    orange, blue = [0xE6, 0x9F, 0x00], [0x56, 0xB4, 0xE9]  # colours of the first and second rank
+    assert not (only_dog == orange).all(axis=2).any()
+    assert (only_dog == blue).all(axis=2).any()
+    assert (both == orange).all(axis=2).any()
+
+
+def test_tools_tune_on_one_file_and_evaluate_another(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = rng.random((80, 3)) < 0.3
+    scores = (0.4 * labels + 0.3 * rng.random(labels.shape)).astype(np.float32)
+    file, output = str(tmp_path / "val.npz"), str(tmp_path / "t.json")
+    np.savez(file, scores=scores, labels=labels, class_names=NAMES)
+    importlib.import_module("tune_thresholds").main([file, "--output", output])
+    before, after = capsys.readouterr().out.splitlines()[2:4]
+    assert before.split() == ["0.5", *values(multilabel_metrics(scores, labels))]
+    assert after.split() == ["tuned", "100.00", "100.00", "100.00"]  # 0.3 and 0.4 tell them apart
+    importlib.import_module("evaluate_scores").main([file, "--thresholds", output, "--json"])
+    assert json.loads(capsys.readouterr().out)[file]["OF1"] == 100
+
+
+def values(metrics):
+    return [f"{metrics[key]:.2f}" for key in ("CF1", "CF1_mean", "OF1")]

@@ -1,0 +1,118 @@
+"""tools/check_datasets.py on small data sets with each fault it knows."""
+
+import json
+
+import check_datasets
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Writes three images of two classes; returns the arguments that register them."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 6} for i in range(3)]
+    boxes = [{"id": i, "image_id": i, "category_id": i % 2, "bbox": [0, 0, 4, 4]} for i in range(3)]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (tmp_path / "json").write_text(json.dumps(content))
+    for image in images:
+        Image.new("RGB", (8, 6)).save(tmp_path / image["file_name"])
+    return [
+        "--workers",
+        "1",
+        "--register-coco",
+        tmp_path.name,
+        str(tmp_path / "json"),
+        str(tmp_path),
+    ]
+
+
+def problems(capsys, arguments):
+    code = check_datasets.main(arguments)
+    printed = capsys.readouterr().out
+    found = [line for line in printed.splitlines() if line.startswith("problem:")]
+    assert code == bool(found)
+    return found, printed
+
+
+@pytest.mark.parametrize("how", [[], ["--images", "header"], ["--images", "full"]])
+def test_whole_data_pass_with_a_histogram(capsys, data, how):
+    found, printed = problems(capsys, data + how)
+    assert not found
+    assert "3 images, 3 with a label, 2 classes" in printed
+    assert "cat 2 ####" in printed
+
+
+def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
+    (tmp_path / "1.png").unlink()
+    (found,), _ = problems(capsys, data)
+    assert "lacks 1 image files" in found
+    assert "1.png" in found
+
+
+def test_a_truncated_image_is_found_by_decoding_it(capsys, data, tmp_path):
+    Image.effect_noise((8, 6), 50).save(tmp_path / "2.png")
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[:60])  # header and part of the pixels
+    assert not problems(capsys, data)[0]
+    (found,), _ = problems(capsys, [*data, "--images", "full"])
+    assert "2.png' cannot be read" in found
+
+
+@pytest.mark.parametrize("how", ["header", "full"])
+def test_an_image_of_another_size_is_found(capsys, data, tmp_path, how):
+    Image.new("RGB", (6, 8)).save(tmp_path / "0.png")
+    (found,), _ = problems(capsys, [*data, "--images", how])
+    assert "(6, 8) and annotated as (8, 6)" in found
+
+
+def test_an_image_turned_by_its_exif_data_has_the_size_it_is_shown_in(capsys, data, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (6, 8)).save(tmp_path / "0.png", exif=exif)
+    for how in ("header", "full"):
+        assert not problems(capsys, [*data, "--images", how])[0]
+
+
+def test_a_class_without_examples_is_named(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    content["categories"].append({"id": 2, "name": "cow"})
+    (tmp_path / "json").write_text(json.dumps(content))
+    (found,), _ = problems(capsys, data)
+    assert "has no image with cow" in found
+
+
+def test_many_unreadable_images_are_listed_in_part(capsys, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_datasets, "LISTED", 1)
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    found, _ = problems(capsys, [*data, "--images"])
+    assert len(found) == 2
+    assert "2 more images" in found[1]
+
+
+def test_absent_data_are_a_problem_with_a_remedy(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (found,), _ = problems(capsys, ["coco_2014_val_multilabel"])
+    assert "datasets/README.md" in found
+
+
+def test_an_unknown_name_is_a_problem(capsys):
+    (found,), _ = problems(capsys, ["coco_2041_val"])
+    assert "'coco_2041_val' is not a multi-label data set" in found
+
+
+@pytest.mark.parametrize(("labelled", "expected"), [(2, 0), (1, 1)])
+def test_counts_are_compared_with_the_published_ones(monkeypatch, labelled, expected):
+    monkeypatch.setattr(check_datasets, "IMAGES", {"toys": 3})
+    monkeypatch.setattr(check_datasets, "ANNOTATED", {"toys": 2})
+    records = [{"image_labels": [0] * (i < labelled), "ignored_labels": []} for i in range(3)]
+    assert len(list(check_datasets.wrong_counts("toys", records))) == expected
+    assert len(list(check_datasets.wrong_counts("toys", records[:2]))) == 1 + expected
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_the_histogram_fits_the_terminal(width):
+    lines = check_datasets.histogram(["dining table"] * 80, list(range(80)), width).splitlines()
+    assert max(map(len, lines)) <= max(width, 25)
+    assert sum(line.count("dining table") for line in lines) == 80
