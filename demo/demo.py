@@ -17,8 +17,11 @@ from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import load_config, use_available_device
 from scnet_d2.data import ImageError, read_image
-from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels
+from scnet_d2.evaluation import predicted
+from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels, rounded_scores
 from scnet_d2.outputs import new_folder
+
+LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
 
 def setup(args) -> CfgNode:
@@ -47,12 +50,11 @@ def main(args) -> int:
                 bad += 1
                 record = {"file": file, "error": str(error)}
             else:
-                record = label_image(predictor, file, image)
-                picture = draw_labels(image[:, :, ::-1], record["labels"], threshold=thresholds)
+                labels = describe_labels(predictor(image), predictor.class_names)
+                drawn = labels_to_draw(labels, thresholds)
+                picture = draw_labels(image[:, :, ::-1], drawn, threshold=thresholds)
                 save_picture(output / f"{i:04d}_{_plain(Path(file).stem)}.png", picture)
-                record["labels"] = [
-                    x for x in record["labels"] if x["score"] >= thresholds[x["label"]]
-                ]
+                record = make_record(file, image, labels, thresholds)
             print(json.dumps(record), file=out)
             tqdm.tqdm.write(json.dumps(record), file=sys.stdout)
     print(f"{len(files) - bad} pictures and {lines.name} are in {output}", file=sys.stderr)
@@ -74,18 +76,27 @@ def _plain(name: str) -> str:
 
 
 def choose_thresholds(predictor: SCNetPredictor, threshold: float | None) -> dict[str, float]:
-    """The given threshold for every label, or the config's, rounded as the scores are."""
+    """The given threshold for every label, or the config's."""
     names = predictor.class_names
     if threshold is not None:
         return dict.fromkeys(names, threshold)
-    return {name: round(float(t), 4) for name, t in zip(names, predictor.thresholds)}
+    return dict(zip(names, predictor.thresholds.tolist()))
 
 
-def label_image(predictor: SCNetPredictor, file: str, image) -> dict:
-    """The eight most likely labels of an image with their boxes."""
+def labels_to_draw(labels: list[dict], thresholds: dict[str, float]) -> list[dict]:
+    """All predicted labels, and others up to the `LABELS_DRAWN` most likely ones."""
+    return [
+        x
+        for rank, x in enumerate(labels)
+        if rank < LABELS_DRAWN or predicted(x["score"], thresholds[x["label"]])
+    ]
+
+
+def make_record(file: str, image, labels: list[dict], thresholds: dict[str, float]) -> dict:
+    """What is written of an image: its size and the predicted labels with their boxes."""
     height, width = image.shape[:2]
-    labels = describe_labels(predictor(image), predictor.class_names, top_k=8)
-    return {"file": file, "width": width, "height": height, "labels": labels}
+    chosen = [x for x in labels if predicted(x["score"], thresholds[x["label"]])]
+    return {"file": file, "width": width, "height": height, "labels": rounded_scores(chosen)}
 
 
 def save_picture(path: Path, picture) -> None:

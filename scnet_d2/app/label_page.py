@@ -11,9 +11,11 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
 
 from ..evaluation.label_boxes import best_box
+from ..evaluation.metrics import predicted
 from ..inference.predictor import describe_labels
 from ..report.charts import DrawnBox, badges, box_lines, color
 
@@ -50,7 +52,7 @@ class Label(NamedTuple):
     @property
     def predicted(self) -> bool:
         """Whether the score reaches the threshold."""
-        return self.score >= self.threshold
+        return bool(predicted(self.score, self.threshold))
 
 
 def list_labels(
@@ -67,7 +69,7 @@ def list_labels(
     labels = []
     for number, entry in enumerate(describe_labels(output, range(len(class_names))), start=1):
         class_id = entry["label"]
-        threshold = round(float(thresholds[class_id]), 4)  # as the scores are
+        threshold = float(thresholds[class_id])
         boxes = _boxes(number, output["instances"], class_id, threshold)
         name, score = class_names[class_id], entry["score"]
         labels.append(Label(class_id, number, name, score, threshold, boxes))
@@ -117,7 +119,7 @@ def _boxes(number: int, instances: Instances, class_id: int, threshold: float) -
     tight = instances.pred_boxes.tensor
     # Other classes' detections may have the same box: it is drawn once.
     other = (tight != tight[best]).any(dim=1) & (instances.pred_classes == class_id)
-    other &= instances.scores >= threshold
+    other &= torch.from_numpy(predicted(instances.scores.numpy(), threshold))
     rows = [best, *other.nonzero().flatten().tolist()]
     context = instances.context_boxes.tensor
     return [DrawnBox(number, tight[row].numpy(), context[row].numpy()) for row in rows]

@@ -1,7 +1,7 @@
 """Multi-label evaluation: metrics, the Detectron2 evaluator, and its terminal table."""
 
 from .intervals import bootstrap_map, compare_map, map_interval
-from .metrics import average_precision, multilabel_metrics, precision_recall_curve
+from .metrics import average_precision, multilabel_metrics, precision_recall_curve, predicted
 from .multilabel_evaluator import MultiLabelEvaluator
 from .table import format_rows, format_table, with_mean_ap
 from .thresholds import label_thresholds, load_thresholds, save_thresholds, tune_thresholds
@@ -18,6 +18,7 @@ __all__ = [
     "map_interval",
     "multilabel_metrics",
     "precision_recall_curve",
+    "predicted",
     "save_thresholds",
     "tune_thresholds",
     "with_mean_ap",

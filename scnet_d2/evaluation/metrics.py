@@ -43,6 +43,19 @@ class DecisionCounts(NamedTuple):
     positives: np.ndarray
 
 
+def predicted(scores: float | np.ndarray, thresholds: float | np.ndarray) -> bool | np.ndarray:
+    """Which labels are predicted: those whose score reaches the threshold, both as float32.
+
+    Every program decides with this function. Models score in float32, and a threshold that is
+    written down is a float64: 0.7 as float32 is less than 0.7, and must reach it all the same.
+
+    Args:
+        scores: in [0, 1], not rounded; of any shape.
+        thresholds: one number, or an array that broadcasts to the scores, such as (C,).
+    """
+    return np.asarray(scores, np.float32) >= np.asarray(thresholds, np.float32)
+
+
 def multilabel_metrics(
     scores: np.ndarray,
     labels: np.ndarray,
@@ -57,8 +70,8 @@ def multilabel_metrics(
         scores: (N, C) float in [0, 1].
         labels: (N, C) bool.
         ignored: (N, C) bool, entries to leave out; none by default.
-        threshold: a class is predicted where its score is >= threshold; one number or (C,), in
-            [0, 1], compared in the precision of ``scores``.
+        threshold: a class is predicted where its score reaches it, see :func:`predicted`; one
+            number or (C,), in [0, 1].
         top_k: number of classes an image may predict in the ``_top3`` metrics (whose suffix follows
             ``top_k``): its highest scores, see :func:`top_k_decisions`, that also reach the
             threshold.
@@ -73,10 +86,9 @@ def multilabel_metrics(
             nothing to evaluate (every entry ignored, or no positive in any class).
     """
     scores, labels, ignored = _check_inputs(scores, labels, ignored)
-    threshold = _check_threshold(threshold, scores)
+    _check_threshold(threshold, scores)
     average_precisions = per_class_average_precision(scores, labels, ignored)
-    decisions = scores >= threshold
-    decisions &= ~ignored
+    decisions = predicted(scores, threshold) & ~ignored
     counts = count_decisions(decisions, labels, ignored)
     decisions &= top_k_decisions(scores, ignored, top_k)
     top_counts = count_decisions(decisions, labels, ignored)
@@ -297,12 +309,11 @@ def _check_scores(scores: np.ndarray) -> None:
     )
 
 
-def _check_threshold(threshold: float | np.ndarray, scores: np.ndarray) -> np.ndarray:
-    array = np.asarray(threshold, dtype=scores.dtype)
+def _check_threshold(threshold: float | np.ndarray, scores: np.ndarray) -> None:
+    array = np.asarray(threshold, dtype=float)
     if array.shape not in ((), scores.shape[1:]):
         raise ValueError(
             f"threshold must be one number or of shape {scores.shape[1:]} (C,), got {array.shape}"
         )
     if not ((array >= 0) & (array <= 1)).all():
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    return array

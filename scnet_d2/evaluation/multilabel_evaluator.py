@@ -69,7 +69,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a name in Detectron2's ``DatasetCatalog``.
-            threshold: a class is predicted where its score is >= threshold; one number or (C,).
+            threshold: from which on a class is predicted, see :func:`predicted`; one number or
+                (C,).
             top_k: number of classes an image may predict in the ``_top3`` metrics.
             distributed: collect the scores of all processes in the first one; otherwise each
                 process evaluates what it has seen, which must then be the whole data set.

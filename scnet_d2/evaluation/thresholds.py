@@ -18,8 +18,8 @@ def tune_thresholds(
 ) -> np.ndarray:
     """The threshold of each class that maximises its F1 = 2 TP / (predicted + positives).
 
-    Exact: every distinct score is tried, for the rule ``score >= threshold``. Of thresholds with
-    equal F1 the highest is taken, which predicts the fewest images.
+    Exact: every score that :func:`predicted` tells apart is tried. Of thresholds with equal F1 the
+    highest is taken, which predicts the fewest images.
 
     Args:
         scores: (N, C) float in [0, 1].
@@ -107,6 +107,7 @@ def _best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     true_positives = np.cumsum(labels[order])
-    last = np.flatnonzero(np.diff(ranked, append=-1))  # the last image of each distinct score
+    # the last image of each distinct score, distinct as float32
+    last = np.flatnonzero(np.diff(ranked.astype(np.float32), append=-1))
     f1 = 2 * true_positives[last] / (last + 1 + positives)
     return ranked[last[f1.argmax()]]  # the first of equal maxima

@@ -1,7 +1,13 @@
 """Labels of images outside a data set, with the boxes that they come from."""
 
 from .optimize import optimize_for_inference
-from .predictor import SCNetPredictor, describe_labels
+from .predictor import SCNetPredictor, describe_labels, rounded_scores
 from .visualizer import draw_labels
 
-__all__ = ["SCNetPredictor", "describe_labels", "draw_labels", "optimize_for_inference"]
+__all__ = [
+    "SCNetPredictor",
+    "describe_labels",
+    "draw_labels",
+    "optimize_for_inference",
+    "rounded_scores",
+]

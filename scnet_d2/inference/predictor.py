@@ -16,6 +16,7 @@ from ..checkpoint import SCNetCheckpointer
 from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.label_boxes import best_box
+from ..evaluation.metrics import predicted
 from ..evaluation.multilabel_evaluator import image_scores
 from ..evaluation.thresholds import label_thresholds
 
@@ -162,12 +163,14 @@ def describe_labels(
         output: the model's output for one image; without `instances` there are no boxes.
         class_names: C names.
         top_k: how many labels at most; all C by default.
-        thresholds: (C,) least score of each label; none by default.
+        thresholds: (C,); only the labels that are predicted from them on, see
+            :func:`scnet_d2.evaluation.predicted`; all labels by default.
 
     Returns:
-        Dicts with `label`, `score`, and `box` and `context_box` ([x0, y0, x1, y1] in pixels of the
-        original image): of the detection in which the label scores highest, or None where nothing
-        was detected, or the model predicts image scores alone.
+        Dicts with `label`, `score`, not rounded (see `rounded_scores`), and `box` and
+        `context_box` ([x0, y0, x1, y1] in pixels of the original image): of the detection in which
+        the label scores highest, or None where nothing was detected, or the model predicts image
+        scores alone.
 
     Raises:
         ValueError: if a score is nan or outside [0, 1].
@@ -175,12 +178,17 @@ def describe_labels(
     scores = image_scores(output, len(class_names))
     order = np.argsort(-scores, kind="stable")
     if thresholds is not None:
-        order = order[scores[order] >= thresholds[order]]
+        order = order[predicted(scores[order], thresholds[order])]
     instances = output["instances"].to("cpu") if "instances" in output else None
     return [
-        {"label": class_names[c], "score": round(scores[c].item(), 4)} | _evidence(instances, c)
+        {"label": class_names[c], "score": scores[c].item()} | _evidence(instances, c)
         for c in order[:top_k].tolist()
     ]
+
+
+def rounded_scores(labels: Sequence[dict]) -> list[dict]:
+    """Labels as they are written: scores of `describe_labels` with four digits."""
+    return [label | {"score": round(label["score"], 4)} for label in labels]
 
 
 def _evidence(instances: Instances | None, class_id: int) -> dict:

@@ -7,6 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..evaluation.metrics import predicted
+
 # Okabe and Ito's palette: told apart by the colour-blind, too.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 GREY = "#9A9A9A"
@@ -23,8 +25,8 @@ def draw_labels(
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: as `describe_labels` returns them, from the highest score down.
-        threshold: labels below it are listed in grey, without their boxes; one number, or one
-            for each label name.
+        threshold: labels that it does not have predicted are listed in grey, without their boxes;
+            one number, or one for each label name.
 
     Returns:
         (H', W', 3) uint8 RGB picture, about 1000 pixels wide whatever the size of the image.
@@ -45,7 +47,7 @@ def draw_labels(
 
 def label_color(rank: int, score: float, threshold: float) -> str:
     """Colour of the label at a rank; grey below the threshold."""
-    return COLORS[rank % len(COLORS)] if score >= threshold else GREY
+    return COLORS[rank % len(COLORS)] if predicted(score, threshold) else GREY
 
 
 def _threshold(threshold: float | Mapping[str, float], name: str) -> float:
@@ -59,7 +61,7 @@ def _draw_boxes(axes, image, labels, thresholds) -> None:
     edge = 0.012 * max(height, width)  # boxes that end at the border stay visible
     axes.set(xlim=(-edge, width + edge), ylim=(height + edge, -edge))
     ranked = zip(enumerate(labels), thresholds)
-    shown = [(i, x) for (i, x), least in ranked if x["score"] >= least and x["box"]]
+    shown = [(i, x) for (i, x), least in ranked if x["box"] and predicted(x["score"], least)]
     for rank, label in reversed(shown):  # the highest score on top
         color = label_color(rank, label["score"], thresholds[rank])
         _draw_rectangle(axes, label["context_box"], color, linestyle=(0, (4, 3)), linewidth=1.6)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.metrics import precision_recall_curve
+from ..evaluation.metrics import precision_recall_curve, predicted
 
 
 class Reliability(NamedTuple):
@@ -88,13 +88,13 @@ def image_errors(
         scores: (N, C) float in [0, 1].
         labels: (N, C) bool.
         ignored: (N, C) bool, entries to leave out.
-        thresholds: (C,) a label is predicted where its score is >= its threshold.
+        thresholds: (C,) from which on a label is predicted.
     """
-    predicted = scores >= thresholds.astype(scores.dtype)
+    chosen = predicted(scores, thresholds)
     present, absent = labels & ~ignored, ~labels & ~ignored
     lowest = scores.min(axis=1, initial=1, where=present)
     highest = scores.max(axis=1, initial=0, where=absent)
-    return ImageErrors(present & ~predicted, absent & predicted, lowest - highest)
+    return ImageErrors(present & ~chosen, absent & chosen, lowest - highest)
 
 
 def error_cooccurrence(errors: ImageErrors) -> np.ndarray:

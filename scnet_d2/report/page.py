@@ -23,7 +23,12 @@ from ..config import read_run_config
 from ..data.errors import ImageError
 from ..data.images import read_image
 from ..evaluation.intervals import map_interval
-from ..evaluation.metrics import average_precision, count_decisions, multilabel_metrics
+from ..evaluation.metrics import (
+    average_precision,
+    count_decisions,
+    multilabel_metrics,
+    predicted,
+)
 from ..evaluation.table import COLUMNS
 from . import charts
 from .analysis import (
@@ -331,8 +336,8 @@ def _curves(run: SavedRun, metrics: dict[str, Any]) -> list[Curve]:
             metrics["OR"] / 100,
         )
     ]
-    predicted = (run.scores >= run.thresholds.astype(run.scores.dtype)) & kept
-    counts = count_decisions(predicted, run.labels, run.ignored)
+    decisions = predicted(run.scores, run.thresholds) & kept
+    counts = count_decisions(decisions, run.labels, run.ignored)
     for c, (tp, decided, positives) in enumerate(zip(*counts)):
         points = drawn_curve(run.scores[kept[:, c], c], run.labels[kept[:, c], c])
         recall = tp / positives if positives else math.nan
@@ -492,8 +497,8 @@ def _card(run: SavedRun, errors: ImageErrors, row: int, image: np.ndarray | None
 
 def _listed_labels(run: SavedRun, errors: ImageErrors, row: int) -> list[tuple[int, str]]:
     """Class id and verdict of the labels that are predicted or present, highest score first."""
-    predicted = run.scores[row] >= run.thresholds.astype(run.scores.dtype)
-    listed = np.flatnonzero(predicted | errors.missed[row])
+    chosen = predicted(run.scores[row], run.thresholds)
+    listed = np.flatnonzero(chosen | errors.missed[row])
     listed = listed[np.argsort(-run.scores[row, listed], kind="stable")]
 
     def verdict(class_id: int) -> str:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import ImageError, read_image
 from ..inference.optimize import optimize_for_inference
-from ..inference.predictor import ImageMapper, SCNetPredictor, describe_labels
+from ..inference.predictor import ImageMapper, SCNetPredictor, describe_labels, rounded_scores
 
 MAX_PIXELS = 178_956_970  # from here on Pillow itself refuses an image as a decompression bomb
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
@@ -156,7 +156,8 @@ class BatchLabeller:
             except ValueError as error:  # scores that are not numbers
                 record["error"] = f"{type(error).__name__}: {error}"
                 continue
-            record |= {"width": sample["width"], "height": sample["height"], "labels": labels}
+            record |= {"width": sample["width"], "height": sample["height"]}
+            record["labels"] = rounded_scores(labels)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ import torch
 from conftest import small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scnet_d2.app.label_page import list_labels
 from scnet_d2.data.context_scenes import CLASSES
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import (
@@ -20,7 +22,8 @@ from scnet_d2.evaluation import (
     save_thresholds,
     tune_thresholds,
 )
-from scnet_d2.inference import SCNetPredictor, draw_labels
+from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels
+from scnet_d2.report.analysis import image_errors
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -119,8 +122,7 @@ def test_predictor_and_demo_take_the_thresholds_of_the_config(tmp_path):
     np.testing.assert_array_equal(predictor.thresholds, tuned)
 
     demo = importlib.import_module("demo")
-    expected = dict(zip(CLASSES, tuned.round(4)))
-    assert demo.choose_thresholds(predictor, None) == pytest.approx(expected)
+    assert demo.choose_thresholds(predictor, None) == dict(zip(CLASSES, tuned))
     assert demo.choose_thresholds(predictor, 0.3) == dict.fromkeys(CLASSES, 0.3)
 
 
@@ -137,6 +139,85 @@ def test_a_label_below_its_own_threshold_is_drawn_without_its_boxes():
     assert not (only_dog == orange).all(axis=2).any()
     assert (only_dog == blue).all(axis=2).any()
     assert (both == orange).all(axis=2).any()
+
+
+def decided_by_metrics(score, threshold):
+    scores, labels = np.array([[score, 0], [0, 1]], np.float32), np.eye(2, dtype=bool)
+    return multilabel_metrics(scores, labels, threshold=[threshold, 0.5])["OR"] == 100
+
+
+def decided_by_report(score, threshold):
+    scores, present = np.array([[score]], np.float32), np.ones((1, 1), bool)
+    return not image_errors(scores, present, ~present, np.array([threshold])).missed.any()
+
+
+def output_of(score):
+    instances = Instances((8, 8), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+    instances.pred_classes = torch.zeros(0, dtype=torch.int64)
+    instances.context_boxes, instances.label_scores = Boxes(torch.zeros(0, 4)), torch.zeros(0, 1)
+    return {"image_scores": torch.tensor([score]), "instances": instances}
+
+
+def decided_by_tagger(score, threshold):
+    return bool(describe_labels(output_of(score), ["cat"], thresholds=np.array([threshold])))
+
+
+def decided_by_demo(score, threshold):
+    demo, image = importlib.import_module("demo"), np.zeros((8, 8, 3), np.uint8)
+    labels = describe_labels(output_of(score), ["cat"])
+    return bool(demo.make_record("a.jpg", image, labels, {"cat": threshold})["labels"])
+
+
+def decided_by_picture(score, threshold):
+    image, labels = np.zeros((8, 8, 3), np.uint8), describe_labels(output_of(score), ["cat"])
+    bar = np.array([0xE6, 0x9F, 0x00])  # the first label's colour; grey where not predicted
+    return (draw_labels(image, labels, threshold=threshold) == bar).all(axis=2).any()
+
+
+def decided_by_page(score, threshold):
+    (label,) = list_labels(output_of(score), ["cat"], [threshold])
+    return label.predicted
+
+
+@pytest.mark.parametrize(
+    "decided",
+    [
+        decided_by_metrics, decided_by_report, decided_by_tagger, decided_by_demo,
+        decided_by_picture, decided_by_page,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("score", "threshold", "expected"),
+    [
+        (0.49996, 0.5, False),  # with four digits it would reach the threshold
+        (0.7, 0.7, True),  # float32(0.7) < 0.7
+        (0.7, float(np.nextafter(np.float32(0.7), np.float32(1))), False),
+    ],
+)
+def test_every_program_decides_alike_which_labels_are_predicted(
+    decided, score, threshold, expected
+):
+    assert decided(score, threshold) == expected
+
+
+def test_the_demo_writes_and_draws_every_predicted_label():
+    demo, names = importlib.import_module("demo"), [f"class {i}" for i in range(20)]
+    output = {"image_scores": torch.linspace(0.9, 0.1, 20)}  # 12 of them from 0.43 on
+    labels, image = describe_labels(output, names), np.zeros((8, 8, 3), np.uint8)
+    thresholds = dict.fromkeys(names, 0.43) | {"class 19": 0.1}
+    chosen = [*names[:12], "class 19"]
+    record = demo.make_record("a.jpg", image, labels, thresholds)
+    assert [x["label"] for x in record["labels"]] == chosen
+    assert [x["label"] for x in demo.labels_to_draw(labels, thresholds)] == chosen
+    few = dict.fromkeys(names, 0.85)  # two reach it; the next ones are drawn in grey
+    assert [x["label"] for x in demo.labels_to_draw(labels, few)] == names[:8]
+
+
+def test_thresholds_are_tuned_on_scores_that_differ_as_float32():
+    scores = np.array([[0.6], [0.6 - 1e-12], [0.1]])  # the first two are one float32
+    labels = np.array([[1], [0], [1]], dtype=bool)
+    (threshold,) = tune_thresholds(scores, labels)
+    assert threshold == 0.1  # F1: 2/4 from 0.6 on, 4/5 from 0.1 on
 
 
 def test_tools_tune_on_one_file_and_evaluate_another(tmp_path, capsys):

@@ -12,7 +12,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign
 from detectron2.modeling import build_model
 from test_scnet import assert_contract, batch
 
-from scnet_d2.inference import describe_labels, optimize, optimize_for_inference
+from scnet_d2.inference import describe_labels, optimize, optimize_for_inference, rounded_scores
 from scnet_d2.inference.optimize import ThreadedROIAlign, fold_batch_norm
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -233,5 +233,5 @@ def small_model_without_boxes(model, opts):
 
 def test_labels_without_boxes_are_described():
     output = {"image_scores": torch.tensor([0.2, 0.9])}
-    best = describe_labels(output, ["cat", "dog"], top_k=1)
+    best = rounded_scores(describe_labels(output, ["cat", "dog"], top_k=1))
     assert best == [{"label": "dog", "score": 0.9, "box": None, "context_box": None}]

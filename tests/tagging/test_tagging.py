@@ -22,7 +22,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.inference import SCNetPredictor, describe_labels
+from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
 from scnet_d2.tagging import local_engine
 from scnet_d2.tagging import output as tag_output
 from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
@@ -169,16 +169,14 @@ def test_coco_json_is_read_by_pycocotools(whole, tmp_path):
 def test_labels_below_their_threshold_are_left_out():
     output = {"image_scores": torch.tensor([0.2, 0.9, 0.5])}
     labels = describe_labels(output, "abc", thresholds=np.array([0.2, 0.95, 0.5]))
-    assert [(x["label"], x["score"], x["box"]) for x in labels] == [
-        ("c", 0.5, None),
-        ("a", 0.2, None),
-    ]
+    assert [(x["label"], x["box"]) for x in labels] == [("c", None), ("a", None)]
+    assert [x["score"] for x in rounded_scores(labels)] == [0.5, 0.2]
 
 
 def test_a_detector_s_boxes_are_described_without_context_boxes():
     instances = Instances((10, 10), pred_boxes=Boxes(torch.tensor([[0.0, 1, 2, 3]])))
     instances.scores, instances.pred_classes = torch.tensor([0.7]), torch.tensor([1])
-    first, second = describe_labels({"instances": instances}, "ab")
+    first, second = rounded_scores(describe_labels({"instances": instances}, "ab"))
     assert first == {"label": "b", "score": 0.7, "box": [0, 1, 2, 3], "context_box": None}
     assert second == {"label": "a", "score": 0.0, "box": None, "context_box": None}
 
