@@ -13,6 +13,7 @@ setup: .venv/installed
 .venv/installed: $(REQUIREMENTS)
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
+	@$(PY) -B -c "import setup; setup.opencv()"
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 

@@ -1,52 +1,71 @@
 """Packaging of scnet_d2. Detectron2 itself: see requirements.txt and third_party/detectron2."""
 
-from setuptools import find_packages, setup
+import ctypes
+import sys
 
-setup(
-    name="scnet_d2",
-    version="0.1.0",
-    description="Multi-label image classification with spatial context, on Detectron2",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
-    packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
-    package_data={
-        "scnet_d2.app": ["*.css", "*.js"],
-        "scnet_d2.report": ["*.css", "*.js", "*.json"],
-    },
-    python_requires=">=3.10",
-    install_requires=[
-        "detectron2>=0.6",
-        "torch>=2.1",
-        "torchvision",
-        "fvcore",
-        "pycocotools>=2.0.6",
-        "opencv-python>=4.6",
-        "numpy>=1.24",
-        "matplotlib>=3.6",
-        "tabulate>=0.9",
-        "tqdm",
-    ],
-    entry_points={"console_scripts": ["scnet-tag = scnet_d2.tagging.program:main"]},
-    extras_require={
-        "app": ["gradio>=6.31,<7"],
-        "export": ["onnx", "onnxruntime"],
-        "fuzz": ["atheris"],
-        "ray": ["ray[data]"],
-        "safetensors": ["safetensors"],
-        "test": [
-            "gradio>=6.31,<7",
-            "hypothesis",
-            "onnx",
-            "onnxruntime",
-            "pytest",
-            "pytest-xdist",
-            "ruff==0.17.6",
-            "scikit-learn",
-            "pypi-simple",
-            "ray[data]",
-            "safetensors",
-            "scipy",
-            "selenium>=4.11",
+# What the Linux wheels of opencv-python expect of the system; a minimal Debian has none of them.
+WINDOW_LIBRARIES = ("libxcb.so.1", "libGL.so.1", "libgthread-2.0.so.0")
+
+
+def opencv() -> str:
+    """Returns the requirement on OpenCV: the build without windows where this machine needs it."""
+    try:
+        for library in WINDOW_LIBRARIES if sys.platform == "linux" else ():
+            ctypes.CDLL(library)
+    except OSError as error:
+        print(f"opencv-python does not load here ({error}): taking opencv-python-headless")
+        return "opencv-python-headless>=4.6"
+    return "opencv-python>=4.6"
+
+
+if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV is taken
+    from setuptools import find_packages, setup
+
+    setup(
+        name="scnet_d2",
+        version="0.1.0",
+        description="Multi-label image classification with spatial context, on Detectron2",
+        license="Apache-2.0",
+        license_files=["LICENSE"],
+        packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
+        package_data={
+            "scnet_d2.app": ["*.css", "*.js"],
+            "scnet_d2.report": ["*.css", "*.js", "*.json"],
+        },
+        python_requires=">=3.11",
+        install_requires=[
+            "detectron2>=0.6",
+            "torch>=2.1",
+            "torchvision",
+            "fvcore",
+            "pycocotools>=2.0.6",
+            opencv(),
+            "numpy>=1.24",
+            "matplotlib>=3.6",
+            "tabulate>=0.9",
+            "tqdm",
         ],
-    },
-)
+        entry_points={"console_scripts": ["scnet-tag = scnet_d2.tagging.program:main"]},
+        extras_require={
+            "app": ["gradio>=6.31,<7"],
+            "export": ["onnx", "onnxruntime"],
+            "fuzz": ["atheris"],
+            "ray": ["ray[data]"],
+            "safetensors": ["safetensors"],
+            "test": [
+                "gradio>=6.31,<7",
+                "hypothesis",
+                "onnx",
+                "onnxruntime",
+                "pytest",
+                "pytest-xdist",
+                "ruff==0.17.6",
+                "scikit-learn",
+                "pypi-simple",
+                "ray[data]",
+                "safetensors",
+                "scipy",
+                "selenium>=4.11",
+            ],
+        },
+    )

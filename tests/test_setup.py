@@ -1,0 +1,52 @@
+"""What is installed on a machine without X and GL libraries, and what a wrong OpenCV build says."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+import setup as package_setup
+
+
+@pytest.mark.parametrize("absent", package_setup.WINDOW_LIBRARIES)
+def test_opencv_without_windows_is_required_where_a_library_is_absent(absent, monkeypatch, capsys):
+    def load(name):
+        if name == absent:
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert package_setup.opencv().startswith("opencv-python-headless>=")
+    assert absent in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_opencv_with_windows_is_required_elsewhere(platform, monkeypatch):
+    def load(name):
+        if platform == "darwin":
+            raise OSError(f"{name}: not on this system, and not needed")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert package_setup.opencv().startswith("opencv-python>=")
+
+
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [
+        ("libxcb.so.1: cannot open shared object file: No such file or directory", True),
+        ("numpy.core.multiarray failed to import", False),
+    ],
+)
+def test_opencv_that_lacks_a_library_is_named_with_the_remedy(fault, remedy, tmp_path):
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({fault!r})")
+    path = os.pathsep.join([str(tmp_path), str(REPO)])
+    command = [sys.executable, "-c", "import scnet_d2"]
+    environment = os.environ | {"PYTHONPATH": path}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    message = ran.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: {fault}")
+    assert ("pip install opencv-python-headless" in message) == remedy
