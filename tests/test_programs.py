@@ -14,6 +14,8 @@ from conftest import REPO, load_config
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 
+import demo
+import train_net
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.inference import SCNetPredictor, describe_labels
 
@@ -49,7 +51,7 @@ def own_data(root, *splits):
         yield from (scenes / "annotations" / f"{split}.json", scenes / "images" / split)
 
 
-def train_net(root, output, *args, check=True):
+def run_train_net(root, output, *args, check=True):
     splits = ("train", "val", "test")
     opts = ["OUTPUT_DIR", output, *SMALL, "SOLVER.IMS_PER_BATCH", 2]
     for key, split in zip(("TRAIN", "VAL", "TEST"), splits):
@@ -72,7 +74,7 @@ def trained(root, tmp_path_factory):
     """Folder and output of a training of four iterations on registered data."""
     output = tmp_path_factory.mktemp("run")
     keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
-    return output, train_net(root, output, *keys).stdout
+    return output, run_train_net(root, output, *keys).stdout
 
 
 def test_training_on_registered_data_leaves_checkpoints_metrics_and_a_table(trained):
@@ -103,21 +105,27 @@ def test_resume_goes_on_where_the_run_ended(trained, root):
     output, _ = trained
     before = torch.load(output / "model_final.pth", weights_only=False)["iteration"]
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    text = train_net(root, output, "--resume", "SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 0).stdout
+    keys = ("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 0)
+    text = run_train_net(root, output, "--resume", *keys).stdout
     assert before == 3
     assert "Starting training from iteration 4" in text
     assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == 5
 
 
-def test_a_folder_with_another_run_is_not_overwritten(trained, root):
-    done = train_net(root, trained[0], check=False)
-    assert done.returncode != 0
-    assert "holds another run; continue it with --resume" in done.stdout
+def test_a_folder_with_another_run_is_not_overwritten(trained):
+    output, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    args = ["--config-file", CONFIG, "OUTPUT_DIR", str(output)]
+    with pytest.raises(FileExistsError, match="holds another run; continue it with --resume"):
+        train_net.main(train_net.argument_parser().parse_args(args))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
 def test_a_wrong_number_of_classes_stops_before_training(root, tmp_path):
-    done = train_net(root, tmp_path / "run", "MODEL.ROI_HEADS.NUM_CLASSES", 5, check=False)
+    done = run_train_net(root, tmp_path / "run", "MODEL.ROI_HEADS.NUM_CLASSES", 5, check=False)
+    assert done.returncode == 1
     assert "data set own_train has 14 classes and the model 5" in done.stdout
+    assert not list((tmp_path / "run").glob("*.pth"))
 
 
 def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
@@ -128,7 +136,6 @@ def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
     command = [
         "demo/demo.py", "--config-file", output / "config.yaml", "--input", *images, broken,
         "--output", tmp_path / "out", "--threshold", 0.0, "--opts",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
         "MODEL.WEIGHTS", output / "model_final.pth",
     ]  # fmt: skip
     done = run(*command, root=root, check=False)
@@ -138,15 +145,24 @@ def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
     assert [line["file"] for line in lines] == [str(f) for f in (*images, broken)]
     assert "error" in lines[2]
     for line in lines[:2]:
-        assert {x["label"] for x in line["labels"]} <= set(CLASSES)
-        assert all(len(x["box"]) == len(x["context_box"]) == 4 for x in line["labels"])
-    pictures = sorted((tmp_path / "out").glob("*.png"))
-    assert len(pictures) == 2
-    picture = cv2.imread(str(pictures[0]))
-    assert picture.shape[1] > 900
-    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 100
-    again = run(*command, root=root, check=False)
-    assert "is not empty: choose another folder" in again.stdout
+        assert sorted(x["label"] for x in line["labels"]) == sorted(CLASSES)
+    pictures = [cv2.imread(str(p)) for p in sorted((tmp_path / "out").glob("*.png"))]
+    assert [closest(picture, images) for picture in pictures] == list(images)
+
+
+def closest(picture, images):
+    """The image that the left part of a drawn picture shows."""
+    shown = cv2.resize(picture[:, :704], (16, 16), interpolation=cv2.INTER_AREA).astype(float)
+    sizes = [cv2.resize(cv2.imread(str(x)), (16, 16), interpolation=cv2.INTER_AREA) for x in images]
+    return images[np.argmin([np.abs(shown - x).mean() for x in sizes])]
+
+
+def test_demo_refuses_a_folder_that_is_in_use(tmp_path, capsys):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(SystemExit):
+        arguments = ["--config-file", "a", "--input", "b", "--output", str(tmp_path)]
+        demo.get_parser().parse_args(arguments)
+    assert "is not empty: choose another folder" in capsys.readouterr().err
 
 
 def test_predictor_takes_one_image_or_a_list_and_agrees_with_detectron2s(trained, root):

@@ -14,18 +14,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scnet_d2.data import context_scenes
 from scnet_d2.data.context_scenes import (
     CLASSES,
     CONTEXT_PAIRS,
     SPLITS,
     SURFACE_OF,
     SceneConfig,
-    contact_sheet,
     context_blind_scores,
     generate,
     render_scene,
 )
+from scnet_d2.data.context_scenes import generator as context_scenes
+from scnet_d2.data.context_scenes.__main__ import contact_sheet
 
 TINY = SceneConfig(seed=7, sizes=(5, 2, 1))
 
