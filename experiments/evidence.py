@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Tables and plots of all stored comparisons: results/*.yaml and what compare.py kept.
 
-Prints a table for each plan, writes the plots to docs/images/ and results/evidence.json:
+Prints a table for each plan, writes the plots to docs/images/results/ and results/evidence.json:
 {data set: {method: {metric: [percent, one for each seed]}}}. Nothing is trained or evaluated again;
 metrics are computed from the stored image scores.
 
@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from scnet_d2.evaluation import bootstrap_map, multilabel_metrics
 
-RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
 SIZES = {"small": (0, 0.05), "medium": (0.05, 0.25), "large": (0.25, 1.01)}  # share of the image
 REPLICATES = 1000
 
@@ -326,7 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
-    parser.add_argument("--images", type=Path, help="folder of the plots (results/../images)")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
     parser.add_argument("--object-sizes", metavar="DATASET", help="store them, and end")
     parser.add_argument(
         "--again", nargs=2, metavar=("PLAN", "CELL"), help="run a cell again, compare, and end"
@@ -343,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
         return write_object_sizes(
             args.object_sizes, args.results / f"{args.object_sizes}-sizes.npz"
         )
-    images = args.images or args.results.parent / "images" / "results"
+    images = args.images
     images.mkdir(parents=True, exist_ok=True)
     evidence = {}
     for path in sorted(args.results.glob("*.yaml")):

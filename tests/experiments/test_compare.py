@@ -1,6 +1,7 @@
 """compare.py and evidence.py: plans, cells that are kept or done again, statistics."""
 
 import json
+import re
 from pathlib import Path
 
 import compare
@@ -10,6 +11,8 @@ import pytest
 import yaml
 from conftest import REPO, load_config
 from occlusion_test import PARTS, part_mask, to_text
+from PIL import Image
+from sklearn.metrics import average_precision_score
 
 PLAN = {
     "title": "A test",
@@ -50,22 +53,34 @@ def store(plan, cell, scores, labels, names=("raft", "sledge", "car")):
     compare.write_result(plan, cell, compare.store_scores(plan, cell, raw))
 
 
+def made_scores(seed) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Labels (200, 3), and the scores of method a, which are better, and of method b."""
+    labels = np.random.default_rng(0).random((200, 3)) < 0.3
+    noise = np.random.default_rng(seed).random((200, 3))
+    scores = {method: s * labels + (1 - s) * noise for method, s in (("a", 0.8), ("b", 0.2))}
+    return labels, {method: x.astype(np.float32) for method, x in scores.items()}
+
+
+def scikit_learn_map(method, seed) -> float:
+    """Mean AP in percent of what is stored, which is float16."""
+    labels, scores = made_scores(seed)
+    columns = zip(labels.T, scores[method].astype(np.float16).T)
+    return 100 * np.mean([average_precision_score(y, s) for y, s in columns])
+
+
 @pytest.fixture
 def finished(tmp_path):
-    """A plan whose method a is better than b by a known amount in every seed."""
+    """A plan whose method a is better than b in every seed."""
     plan = compare.read_plan(write_plan(tmp_path))
-    rng = np.random.default_rng(0)
-    labels = rng.random((200, 3)) < 0.3
     for seed in plan.seeds:
-        noise = rng.random((200, 3))
-        for method, signal in (("a", 0.8), ("b", 0.2)):
-            scores = np.clip(signal * labels + (1 - signal) * noise, 0, 1).astype(np.float32)
-            store(plan, compare.Cell("own", method, seed), scores, labels)
+        labels, scores = made_scores(seed)
+        for method in "ab":
+            store(plan, compare.Cell("own", method, seed), scores[method], labels)
     return plan
 
 
 def test_shipped_plans_can_be_read_and_set_known_keys():
-    plans = sorted((REPO / "docs" / "results").glob("*.yaml"))
+    plans = sorted((REPO / "experiments" / "results").glob("*.yaml"))
     assert len(plans) >= 5
     for path in plans:
         plan = compare.read_plan(path)
@@ -116,18 +131,17 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     evaluated = json.loads((tmp_path / "again" / "own-a-1.json").read_text())
     assert evaluated["per_class_AP"] == result["per_class_AP"]
     assert not (work / "again" / "own-a-1" / "model_final.pth").exists()
-    with pytest.raises(SystemExit, match=r"own-b-1/model_final\.pth"):
-        compare.main([str(again), "--work", str(work), "--only", "own-b-1"])
 
     monkeypatch.setattr(compare, "run_cell", None)  # would fail if anything ran
     compare.main([str(plan), "--work", str(work), "--only", "own-a-1"])
 
 
 def test_a_cell_that_fails_is_named_and_leaves_no_result(tmp_path):
-    plan = write_plan(tmp_path, methods={"b": {"MODEL.NO_SUCH_KEY": 1}})
-    with pytest.raises(SystemExit, match=r"1 of 1 cells failed(.|\n)*own-b-1(.|\n)*NO_SUCH_KEY"):
+    plan = write_plan(tmp_path, trained="plan/own")  # there is no such model
+    message = r"1 of 1 cells failed(.|\n)*own-b-1(.|\n)*own-b-1/model_final\.pth"
+    with pytest.raises(SystemExit, match=message):
         compare.main([str(plan), "--work", str(tmp_path / "work"), "--only", "own-b-1"])
-    assert not list((tmp_path / "plan").glob("*.json"))
+    assert not list((tmp_path / "plan").glob("own-b-1*"))
 
 
 def test_voc_parts_share_no_image(tmp_path, monkeypatch):
@@ -143,15 +157,30 @@ def test_voc_parts_share_no_image(tmp_path, monkeypatch):
     assert sorted(train + val, key=int) == [str(i) for i in range(12)]
 
 
-def test_difference_is_paired_by_seed_and_image(finished):
-    comparison = evidence.Comparison(finished, "own")
-    a, b = (comparison.values(m, "mAP") for m in "ab")
-    difference = comparison.difference("a", "b", "mAP")
-    assert difference.mean == pytest.approx((a - b).mean())
-    assert 0 < difference.images[0] < difference.mean < difference.images[1]
-    # Student's t with one degree of freedom: 12.706 standard errors
-    half = 12.7062 * (a - b).std(ddof=1) / 2**0.5
+def test_difference_is_the_mean_over_the_seeds_with_students_interval(finished):
+    difference = evidence.Comparison(finished, "own").difference("a", "b", "mAP")
+    first, second = (scikit_learn_map("a", s) - scikit_learn_map("b", s) for s in (1, 2))
+    assert difference.mean == pytest.approx((first + second) / 2)
+    assert difference.images[0] < difference.mean < difference.images[1]
+    # Student's t with one degree of freedom: 12.706 standard errors, |first - second| / 2
+    half = 12.7062 * abs(first - second) / 2
     assert difference.seeds == pytest.approx((difference.mean - half, difference.mean + half), 1e-4)
+
+
+def test_difference_is_taken_over_the_seeds_that_both_have(finished):
+    (finished.results / "own-b-2.json").unlink()
+    difference = evidence.Comparison(finished, "own").difference("a", "b", "mAP")
+    assert difference.mean == pytest.approx(scikit_learn_map("a", 1) - scikit_learn_map("b", 1))
+    assert difference.seeds is None
+
+
+def test_bootstrap_draws_the_same_images_for_both(finished):
+    """Otherwise two methods with equal scores would differ in nearly every replicate."""
+    for seed in finished.seeds:
+        labels, scores = made_scores(seed)
+        store(finished, compare.Cell("own", "b", seed), scores["a"], labels)
+    difference = evidence.Comparison(finished, "own").difference("a", "b", "mAP")
+    assert (difference.mean, *difference.images) == (0, 0, 0)
 
 
 def test_evidence_prints_draws_and_stores(finished, capsys):
@@ -160,14 +189,51 @@ def test_evidence_prints_draws_and_stores(finished, capsys):
     printed = capsys.readouterr().out
     assert "A test" in printed
     assert max(map(len, printed.splitlines())) <= 100
-    stored = json.loads((folder / "evidence.json").read_text())
-    assert len(stored["own"]["a"]["mAP"]) == 2
-    assert stored["own"]["a"]["mAP"][0] > stored["own"]["b"]["mAP"][0]
-    assert (folder / "images" / "plan.png").stat().st_size > 5000
+    stored = json.loads((folder / "evidence.json").read_text())["own"]
+    for method in "ab":
+        expected = [scikit_learn_map(method, seed) for seed in (1, 2)]
+        assert stored[method]["mAP"] == pytest.approx(expected, abs=1e-4)
+        mean_sd = rf"{np.mean(expected):.2f} ± {np.std(expected, ddof=1):.2f}"
+        assert re.search(rf"^{method} +2 +{mean_sd} ", printed, re.MULTILINE)
+    with Image.open(folder / "images" / "plan.png") as image:
+        assert image.size == (660, 224)  # 6 x 2.04 inches of 110 dots
 
 
-@pytest.mark.parametrize(("value", "inside"), [(50.0, True), (80.0, False)])
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that are saved."""
+    saved = []
+    monkeypatch.setattr(evidence.Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    return saved
+
+
+def test_a_dot_is_drawn_for_each_seed_and_a_line_at_their_mean(finished, figures):
+    evidence.dot_plot([evidence.Comparison(finished, "own")], Path("plan.png"))
+    (axis,) = figures[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    for y, method in enumerate("ab"):
+        dots, mean = axis.lines[2 * y : 2 * y + 2]
+        expected = [scikit_learn_map(method, seed) for seed in (1, 2)]
+        np.testing.assert_allclose(dots.get_xydata(), [[x, y] for x in expected])
+        np.testing.assert_allclose(mean.get_xdata(), [np.mean(expected)] * 2)
+
+
+def test_a_curve_has_the_mean_of_each_method_and_the_gain_over_the_reference(finished, figures):
+    finished.datasets["own"]["x"] = 1.5
+    evidence.curve_plot([evidence.Comparison(finished, "own")], Path("plan.png"), "x")
+    left, right = figures[0].axes
+    a, b = (np.mean([scikit_learn_map(method, seed) for seed in (1, 2)]) for method in "ab")
+    points = [container.lines[0].get_xydata()[0] for container in left.containers]
+    np.testing.assert_allclose(points, [[1.5, a], [1.5, b]])
+    (gain,) = right.containers  # of a alone: b is the reference
+    np.testing.assert_allclose(gain.lines[0].get_xydata(), [[1.5, a - b]])
+
+
+@pytest.mark.parametrize(
+    ("value", "inside"), [(44.9, False), (45.1, True), (55.2, True), (55.4, False)]
+)
 def test_a_cell_run_again_is_held_against_the_spread(finished, monkeypatch, value, inside):
+    # mean 50.17, sd 1.041; Student's t with two degrees of freedom: 4.303 sd sqrt(1 + 1/3) = 5.17
     monkeypatch.setattr(evidence, "run_cell", lambda *_: {"metrics": {"mAP": value}})
     monkeypatch.setattr(evidence.Comparison, "values", lambda *_: np.array([49.0, 51.0, 50.5]))
     cell = compare.Cell("own", "a", 1)

@@ -1,0 +1,84 @@
+"""The studies of trained runs, on each device: each starts from the mAP that evaluation gives."""
+
+import compare_fusion
+import occlusion_test
+import optimized_scores
+import patch_budget
+import pytest
+import torch
+from conftest import small_config
+from detectron2.modeling import build_model
+
+from scnet_d2.checkpoint import SCNetCheckpointer
+from scnet_d2.data import register_coco_multilabel
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.engine import Trainer
+from scnet_d2.modeling import LabelPredictor
+
+DATASET, BOXES = "scenes_of_studies", 20
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Registers six scenes."""
+    folder = tmp_path_factory.mktemp("datasets")
+    generate(str(folder), SceneConfig(sizes=(1, 1, 6)))
+    root = folder / "context_scenes"
+    register_coco_multilabel(DATASET, root / "annotations/test.json", root / "images/test")
+
+
+@pytest.fixture(scope="module")
+def run(scenes, tmp_path_factory, device):
+    """Folder of a run on a device, with random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = small_config(
+        "DATASETS.TEST", (DATASET,), "DATASETS.CLASS_NAMES", list(CLASSES),
+        "DATALOADER.NUM_WORKERS", 0, "MODEL.RPN.POST_NMS_TOPK_TEST", BOXES,
+        "OUTPUT_DIR", str(folder), device=device,
+    )  # fmt: skip
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for module in model.modules():  # scores that differ from image to image
+        if isinstance(module, LabelPredictor):
+            torch.nn.init.normal_(module.label_score.weight, std=0.5)
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(run) -> float:
+    """Mean AP that the evaluation of the run gives."""
+    cfg = patch_budget.load_run(run)
+    model = build_model(cfg)
+    SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
+    return Trainer.test(cfg, model)["multilabel"]["mAP"]
+
+
+def test_fusion_starts_from_the_evaluated_map(run, evaluated):
+    found = compare_fusion.study(run, DATASET, [])
+    assert found[compare_fusion.DEFAULT] == pytest.approx(evaluated, abs=1e-3)
+    assert len(set(found.values())) > 5
+
+
+def test_the_largest_number_of_boxes_has_the_evaluated_map(run, evaluated):
+    found = patch_budget.study(run, DATASET, [1, BOXES], [])
+    assert found["boxes"] == BOXES
+    assert found["mAP"][BOXES] == pytest.approx(evaluated, abs=1e-3) != found["mAP"][1]
+
+
+def test_occlusion_starts_from_the_evaluated_map(run, evaluated):
+    found = occlusion_test.study(run, DATASET, list(CLASSES), ["inside"])
+    assert found["untouched"]["both"] == pytest.approx(evaluated, abs=1e-3)
+    assert found["untouched"] != found["inside"]
+
+
+def test_optimised_scores_are_held_against_the_evaluated_ones(run, evaluated):
+    models = {"plain": optimized_scores.load_model(run, None)}
+    models["float32"] = optimized_scores.load_model(run, torch.float32)
+    cfg = optimized_scores.load_run(run)
+    scores = optimized_scores.predict(models, Trainer.build_test_loader(cfg, DATASET))
+    truth = optimized_scores.load_ground_truth(DATASET, len(CLASSES))
+    plain, fast = optimized_scores.compare(scores, truth.labels, truth.ignored)
+    assert plain["mAP"] == pytest.approx(evaluated, abs=1e-3)
+    assert fast["largest"] < 1e-3
