@@ -16,22 +16,23 @@ settings.load_profile("busy")
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = REPO / "configs"
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def load_config(name: str, *opts):
-    """The shipped config `name` on the CPU, with random weights and key overrides."""
+def load_config(name: str, *opts, device: str = "cpu"):
+    """The shipped config `name` with random weights and key overrides."""
     cfg = get_cfg()
     add_scnet_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", *opts])
     return cfg
 
 
-def small_config(*opts):
+def small_config(*opts, device: str = "cpu"):
     """The smallest shipped model, made still smaller."""
-    return load_config(
-        "ContextScenes/scnet_R_18_FPN_160px.yaml", "MODEL.ROI_BOX_HEAD.FC_DIM", 32, *opts
-    )
+    small = ("MODEL.ROI_BOX_HEAD.FC_DIM", 32)
+    return load_config("ContextScenes/scnet_R_18_FPN_160px.yaml", *small, *opts, device=device)
 
 
 def make_input(boxes, classes, size=(96, 128), **extra) -> dict:
@@ -46,6 +47,12 @@ def make_input(boxes, classes, size=(96, 128), **extra) -> dict:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request) -> str:
+    """The CPU and, where there is one, the GPU: a test that takes it runs on each."""
+    return request.param
 
 
 @pytest.fixture

@@ -38,9 +38,9 @@ def test_there_are_the_configs_that_the_model_zoo_lists():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_it_trains_a_step_and_predicts(name):
+def test_it_trains_a_step_with_the_losses_of_its_branches_and_predicts(name, device):
     narrow = NARROW if name in RECIPES else ()
-    cfg = load_config(name, "MODEL.ROI_BOX_HEAD.FC_DIM", 32, *narrow)
+    cfg = load_config(name, "MODEL.ROI_BOX_HEAD.FC_DIM", 32, *narrow, device=device)
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     box = [20, 20, 90, 100]
     inputs = [make_input([box], [num_classes - 1], (128, 128), height=64, width=64)]
@@ -53,6 +53,9 @@ def test_it_trains_a_step_and_predicts(name):
     optimizer.step()
     scheduler.step()
     assert all(torch.isfinite(v) for v in losses.values())
+    for branch in ("object", "context"):
+        enabled = cfg.MODEL.SCNET[branch.upper()].ENABLED
+        assert (f"loss_{branch}_label" in losses) == enabled
     with torch.no_grad():
         output = model.eval()(inputs)[0]
     assert output["image_scores"].shape == (num_classes,)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scnet_d2.evaluation import (
     bootstrap_map,
     compare_map,
+    intervals,
     map_interval,
     multilabel_metrics,
-    uncertainty,
 )
 
 
@@ -76,7 +76,7 @@ def test_size_of_the_chunks_does_not_matter(monkeypatch):
     first, _, labels = make(50, 3, seed=0)
     whole = bootstrap_map(first, labels, replicates=30)
     done = []
-    monkeypatch.setattr(uncertainty, "CHUNK_ENTRIES", 50 * 7)
+    monkeypatch.setattr(intervals, "CHUNK_ENTRIES", 50 * 7)
     np.testing.assert_array_equal(
         bootstrap_map(first, labels, replicates=30, progress=done.append), whole
     )

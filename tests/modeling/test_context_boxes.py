@@ -11,13 +11,16 @@ from scnet_d2.modeling import context_label_targets, expand_boxes, object_label_
 coordinate = st.floats(-50, 300, allow_nan=False, width=32)
 
 
-def test_expansion_keeps_the_centre_and_doubles_the_sides():
-    out = expand_boxes(torch.tensor([[40.0, 30.0, 60.0, 40.0]]), (100, 200), 2.0)
+def test_expansion_keeps_the_centre_and_doubles_the_sides(device):
+    boxes = torch.tensor([[40.0, 30.0, 60.0, 40.0]], device=device)
+    out = expand_boxes(boxes, (100, 200), 2.0)
     assert out.tolist() == [[30.0, 25.0, 70.0, 45.0]]
+    assert out.device == boxes.device
 
 
-def test_expansion_is_clipped_to_height_and_width():
-    out = expand_boxes(torch.tensor([[0.0, 0.0, 180.0, 90.0]]), (100, 200), 2.0)
+def test_expansion_is_clipped_to_height_and_width(device):
+    boxes = torch.tensor([[0.0, 0.0, 180.0, 90.0]], device=device)
+    out = expand_boxes(boxes, (100, 200), 2.0)
     assert out.tolist() == [[0.0, 0.0, 200.0, 100.0]]
 
 
@@ -64,28 +67,28 @@ def test_boxes_of_another_shape_are_refused():
         expand_boxes(torch.zeros(4), (10, 10), 2.0)
 
 
-def ground_truth():
+def ground_truth(device="cpu"):
     """Class 2 at (0,0)-(10,10), class 0 at (20,0)-(30,10), class 1 at (12,0)-(20,10)."""
     targets = Instances((50, 50))
     targets.gt_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [12.0, 0, 20, 10]]))
     targets.gt_classes = torch.tensor([2, 0, 1])
-    return targets
+    return targets.to(device)
 
 
-def test_object_targets_need_half_the_iou():
+def test_object_targets_need_half_the_iou(device):
     # IoU with the first object: 100 / 100, 100 / 200 and 100 / 210; the last box is background.
     boxes = Boxes(
         torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 20], [0.0, 0, 10, 21], [40.0, 40, 50, 50]])
     )
-    targets = object_label_targets(boxes, ground_truth(), 4, 0.5)
+    targets = object_label_targets(boxes.to(device), ground_truth(device), 4, 0.5)
     assert targets.tolist() == [[0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_context_targets_hold_every_object_at_least_half_inside():
+def test_context_targets_hold_every_object_at_least_half_inside(device):
     # The context box covers all of object 2, half of object 0 and all of object 1; the second
     # covers 4/10 of object 2 and nothing else.
     boxes = Boxes(torch.tensor([[0.0, 0, 25, 10], [0.0, 0, 4, 10]]))
-    targets = context_label_targets(boxes, ground_truth(), 4, 0.5)
+    targets = context_label_targets(boxes.to(device), ground_truth(device), 4, 0.5)
     assert targets.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
 
 

@@ -222,13 +222,16 @@ def test_the_label_loss_is_summed_over_classes_and_averaged_over_boxes():
     assert predictor.loss(logits, targets, counted, 2).item() == pytest.approx(2.5 * math.log(2))
 
 
-def test_ignored_labels_are_left_out_of_both_label_losses():
-    cfg = small_config()
-    everything = list(range(14))
-    losses, _, _ = train_step(cfg, [x | {"ignored_labels": everything} for x in batch()])
-    assert losses["loss_object_label"] == 0
-    assert losses["loss_context_label"] == 0
-    assert losses["loss_object_patch"] > 0
+def test_ignored_labels_are_left_out_for_the_boxes_of_their_image_alone():
+    first, second = batch()  # objects of classes 3 and 7, and of class 0
+    first["ignored_labels"] = [3]
+    # so small a score that a box without the label hardly pulls its bias down
+    cfg = small_config("MODEL.SCNET.LABEL.PRIOR_PROB", 1e-4)
+    _, model, _ = train_step(cfg, [first, second])
+    for head in (model.object_head, model.context_head):
+        gradient = head.label_predictor.label_score.bias.grad
+        assert gradient[7] < 0 and gradient[0] < 0  # boxes with the label pull their bias up
+        assert gradient[3] > 0  # boxes of the second image alone: they are without it
 
 
 def test_training_without_instances_names_the_image():
