@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
@@ -19,7 +18,7 @@ from scnet_d2 import load_config, use_available_device
 from scnet_d2.data import ImageError, read_image
 from scnet_d2.evaluation import predicted
 from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels, rounded_scores
-from scnet_d2.outputs import new_folder
+from scnet_d2.outputs import new_folder, write_image
 
 LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
@@ -53,7 +52,8 @@ def main(args) -> int:
                 labels = describe_labels(predictor(image), predictor.class_names)
                 drawn = labels_to_draw(labels, thresholds)
                 picture = draw_labels(image[:, :, ::-1], drawn, threshold=thresholds)
-                save_picture(output / f"{i:04d}_{_plain(Path(file).stem)}.png", picture)
+                path = output / f"{i:04d}_{_plain(Path(file).stem)}.png"
+                write_image(path, picture[:, :, ::-1])
                 record = make_record(file, image, labels, thresholds)
             print(json.dumps(record), file=out)
             tqdm.tqdm.write(json.dumps(record), file=sys.stdout)
@@ -97,12 +97,6 @@ def make_record(file: str, image, labels: list[dict], thresholds: dict[str, floa
     height, width = image.shape[:2]
     chosen = [x for x in labels if predicted(x["score"], thresholds[x["label"]])]
     return {"file": file, "width": width, "height": height, "labels": rounded_scores(chosen)}
-
-
-def save_picture(path: Path, picture) -> None:
-    """Write an RGB picture; raises where the folder cannot be written."""
-    if not cv2.imwrite(os.fspath(path), picture[:, :, ::-1]):
-        raise OSError(f"cannot write {path}")
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from scnet_d2.data.coco import load_coco_multilabel
 from scnet_d2.data.context_scenes import SPLITS, SceneConfig, context_blind_scores, generate
-from scnet_d2.evaluation import multilabel_metrics
+from scnet_d2.evaluation import ScoreTable, multilabel_metrics, read_scores, write_scores
+from scnet_d2.outputs import write_json
 
 REPO = Path(__file__).resolve().parent.parent
 LAYOUT = "{l_bar}{bar}| {n:.1f}/{total} cells [{elapsed}<{remaining}]"
@@ -94,10 +95,10 @@ class Plan:
         for seed, dataset, method in itertools.product(self.seeds, self.datasets, self.methods):
             yield Cell(dataset, method, seed)
 
-    def metrics(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, table: ScoreTable) -> dict[str, float]:
         """Mean AP in percent over the classes of each group, of stored scores."""
         return {
-            group: round(group_metrics(arrays, classes)["mAP"], 4)
+            group: round(group_metrics(table, classes)["mAP"], 4)
             for group, classes in self.groups.items()
         }
 
@@ -223,13 +224,16 @@ def _follow(process: subprocess.Popen, metrics: Path, iterations: int, bar: tqdm
 
 def store_scores(plan: Plan, cell: Cell, scores: Path) -> dict:
     """Keep the image scores, rounded to float16, and compute the metrics from what is kept."""
-    with np.load(scores, allow_pickle=False) as arrays:
-        kept = {k: arrays[k] for k in ("image_ids", "class_names", "scores", "labels", "ignored")}
-    kept["scores"] = kept["scores"].astype(np.float16)
+    table = read_scores(scores)
+    table = ScoreTable(
+        table.scores, table.labels, table.ignored, table.class_names, table.image_ids
+    )
+    path = plan.results / f"{cell}.npz"
     plan.results.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(plan.results / f"{cell}.npz", **kept)
+    write_scores(path, table, np.float16)
+    kept = read_scores(path)
     every = group_metrics(kept, None)
-    per_class = dict(zip(kept["class_names"].tolist(), every.pop("per_class_AP").round(4).tolist()))
+    per_class = dict(zip(kept.class_names, every.pop("per_class_AP").round(4).tolist()))
     all_metrics = {key: round(value, 4) for key, value in every.items()}
     return {"metrics": plan.metrics(kept), "all_classes": all_metrics, "per_class_AP": per_class}
 
@@ -239,35 +243,31 @@ def store_bounds(plan: Plan, dataset: str, scores: Path, scenes: Path) -> None:
     path = plan.results / f"{dataset}-bounds.json"
     if path.exists():
         return
-    with np.load(scores, allow_pickle=False) as arrays:
-        kept = {k: arrays[k] for k in ("class_names", "labels", "ignored")}
+    kept = read_scores(scores)
     split = scores.parent.name.split("_")[-1]
     train, test = (
         load_coco_multilabel(f"{scenes}/annotations/{s}.json", f"{scenes}/images/{s}", dataset)
         for s in ("train", split)
     )
-    labels = kept["labels"]
     known = {
-        "class prevalence": np.zeros(labels.shape),
+        "class prevalence": np.zeros(kept.labels.shape),
         "context-blind detector": context_blind_scores(train, test),
     }
     bounds = {
         name: {
-            g: round(group_metrics(kept | {"scores": s}, c)["mAP"], 4)
+            g: round(group_metrics(replace(kept, scores=s), c)["mAP"], 4)
             for g, c in plan.groups.items()
         }
         for name, s in known.items()
     }
     plan.results.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(bounds, indent=1) + "\n")
+    write_json(path, bounds)
 
 
-def group_metrics(arrays: dict[str, np.ndarray], classes: list[str] | None) -> dict:
+def group_metrics(table: ScoreTable, classes: list[str] | None) -> dict:
     """`multilabel_metrics` over some of the classes of stored scores."""
-    names = arrays["class_names"].tolist()
-    columns = [names.index(name) for name in classes or names]
-    scores = arrays["scores"][:, columns].astype(np.float32)
-    return multilabel_metrics(scores, arrays["labels"][:, columns], arrays["ignored"][:, columns])
+    table = table.of_classes(classes)
+    return multilabel_metrics(table.scores, table.labels, table.ignored)
 
 
 def environment() -> dict:
@@ -288,10 +288,7 @@ def environment() -> dict:
 
 def write_result(plan: Plan, cell: Cell, result: dict) -> None:
     """Write the result of a cell, whole or not at all."""
-    path = plan.results / f"{cell}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.rename(path)
+    write_json(plan.results / f"{cell}.json", result)
 
 
 def run(plan: Plan, cells: list[Cell], work: Path) -> list[str]:

@@ -9,7 +9,6 @@ are settled on.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.modeling.aggregation import logsumexp, max_score, noisy_or, topk_mean
-from scnet_d2.outputs import new_file
+from scnet_d2.outputs import new_file, write_json
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DEFAULT = "mean, λ = 0.5"
@@ -145,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(to_text(results))
     if args.output:
         contents = {"dataset": args.dataset, "runs": [r.name for r in args.runs], "mAP": results}
-        args.output.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
+        write_json(args.output, contents)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from scipy.stats import t as student_t
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scnet_d2.evaluation import bootstrap_map, multilabel_metrics
+from scnet_d2.evaluation import bootstrap_map, multilabel_metrics, read_scores
+from scnet_d2.outputs import replacing, write_json
 
 HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
@@ -77,11 +78,8 @@ class Comparison:
     def scores(self, method: str, seed: int, classes: list[str] | None) -> Scores:
         """What a cell's image scores are, over some classes."""
         path = self.plan.results / f"{Cell(self.dataset, method, seed)}.npz"
-        with np.load(path, allow_pickle=False) as arrays:
-            names = arrays["class_names"].tolist()
-            columns = [names.index(name) for name in classes or names]
-            scores = arrays["scores"][:, columns].astype(np.float32)
-            return Scores(scores, arrays["labels"][:, columns], arrays["ignored"][:, columns])
+        table = read_scores(path).of_classes(classes)
+        return Scores(table.scores, table.labels, table.ignored)
 
     def values(self, method: str, group: str) -> np.ndarray:
         """Mean AP in percent, one for each finished seed."""
@@ -189,10 +187,17 @@ def write_object_sizes(dataset: str, path: Path) -> None:
             area = (x1 - x0) * (y1 - y0) / (d["width"] * d["height"])
             row[a["category_id"]] = max(row[a["category_id"]], area)
     ids = np.array([str(d["image_id"]) for d in dicts])
-    np.savez_compressed(path, image_ids=ids, class_names=names, share=share)
+    with replacing(path) as file:
+        np.savez_compressed(file, image_ids=ids, class_names=names, share=share)
 
 
 # ---- Plots --------------------------------------------------------------------------------------
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
 
 
 def dot_plot(comparisons: list[Comparison], path: Path) -> None:
@@ -213,7 +218,7 @@ def dot_plot(comparisons: list[Comparison], path: Path) -> None:
     axes[0, 0].set_yticks(range(len(methods)), methods)
     axes[0, 0].invert_yaxis()
     figure.suptitle(plan.title)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
@@ -244,7 +249,7 @@ def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(plan.title)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def fusion_plot(study: dict, path: Path) -> None:
@@ -262,7 +267,7 @@ def fusion_plot(study: dict, path: Path) -> None:
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     axis.set(xlabel="mAP - default, points", title=study["dataset"])
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def occlusion_plot(study: dict, path: Path) -> None:
@@ -283,7 +288,7 @@ def occlusion_plot(study: dict, path: Path) -> None:
     )
     axis.grid(axis="y", alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def plot(plan: Plan, comparisons: list[Comparison], folder: Path) -> None:
@@ -374,7 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"\n{'=' * 100}\n{study['dataset']}   ({path.name})\n")
             print(module.to_text(study["mAP" if kind == "fusion" else "runs"]))
             draw(study, images / f"{path.stem}.png")
-    (args.results / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n")
+    write_json(args.results / "evidence.json", evidence)
 
 
 if __name__ == "__main__":

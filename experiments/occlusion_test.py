@@ -9,7 +9,6 @@ inside the box of twice its sides. The inside of any of these boxes is never par
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.modeling import expand_boxes
-from scnet_d2.outputs import new_file
+from scnet_d2.outputs import new_file, write_json
 
 GREY = 128
 # Name -> sides of the outer and of the inner border / sides of the box; None: the image's border.
@@ -158,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(to_text(runs))
     if args.output:
         contents = {"dataset": args.dataset, "classes": args.classes, "runs": runs}
-        args.output.write_text(json.dumps(contents, indent=1) + "\n")
+        write_json(args.output, contents)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ patches in a config is chosen on.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.modeling import SCNet
+from scnet_d2.outputs import new_file, write_json
 
 PATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--patches", type=int, nargs="+", default=PATCHES, help="numbers to try")
     parser.add_argument("--classes", nargs="+", default=[], help="default: all")
-    parser.add_argument("--output", type=Path, help="JSON file for the mAP of every run")
+    parser.add_argument("--output", type=new_file, help="new JSON file for the mAP of every run")
     add_register_coco_argument(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = {r.name: study(r, args.dataset, patches, args.classes) for r in args.runs}
     print(to_text(runs))
     if args.output:
-        args.output.write_text(json.dumps({"dataset": args.dataset, "runs": runs}, indent=1) + "\n")
+        write_json(args.output, {"dataset": args.dataset, "runs": runs})
 
 
 if __name__ == "__main__":

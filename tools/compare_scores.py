@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import zipfile
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from evaluate_scores import FORMATS, ScoreTable, read_scores
 from tqdm import tqdm
 
 from scnet_d2.evaluation import compare_map, format_rows, multilabel_metrics
 from scnet_d2.evaluation.intervals import Comparison, Interval
+from scnet_d2.evaluation.score_files import FORMATS, ScoreFileError, ScoreTable, read_scores
 from scnet_d2.evaluation.table import COLUMNS
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints the comparison as text or JSON; exits with an error message."""
     args = argument_parser().parse_args(arguments)
-    first, second = (read(path, args) for path in (args.first, args.second))
     try:
+        first, second = (read_scores(path, args.labels) for path in (args.first, args.second))
         second = align(first, second)
         comparison = compare(first, second, args.replicates, args.seed)
+    except ScoreFileError as error:
+        args.error(str(error))
     except ValueError as error:
         args.error(f"{args.first} and {args.second}: {error}")
     rows = {
@@ -58,56 +59,32 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read(path: Path, args: argparse.Namespace) -> ScoreTable:
-    """The scores of one file."""
-    try:
-        table = read_scores(path, args.labels)
-        multilabel_metrics(table.scores, table.labels, table.ignored)  # checks the arrays
-        check_ids(table)
-    except KeyError as error:
-        args.error(f"{path}: no {error}")
-    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        args.error(f"{path}: {error}")
-    return table
-
-
-def check_ids(table: ScoreTable) -> None:
-    """Raises ValueError where an image has no id of its own, or a class no name."""
-    ids = table.image_ids
-    if ids is None or None in ids:
-        raise ValueError("has no image ids to match the images by")
-    if len(set(map(str, ids))) < len(ids):
-        repeated = Counter(map(str, ids)).most_common(1)[0][0]
-        raise ValueError(f"has more than one image with image id {repeated}")
-    if (len(ids), len(table.class_names)) != table.scores.shape:
-        raise ValueError(
-            f"has {len(ids)} image ids and {len(table.class_names)} class names for scores of "
-            f"shape {table.scores.shape}"
-        )
-
-
 def align(first: ScoreTable, second: ScoreTable) -> ScoreTable:
     """``second`` in the row order of ``first``.
 
     Raises:
-        ValueError: other classes, images, labels or ignored entries; names the first difference.
+        ValueError: no image ids, or other classes, images, labels or ignored entries; names the
+            first difference.
     """
     if first.class_names != second.class_names:
         names = zip([*first.class_names, None], [*second.class_names, None])
         index, (a, b) = next((i, pair) for i, pair in enumerate(names) if pair[0] != pair[1])
         raise ValueError(f"the classes differ: class {index} is {a!r} in A and {b!r} in B")
+    for table, letter in ((first, "A"), (second, "B")):
+        if table.image_ids is None or None in table.image_ids:
+            raise ValueError(f"{letter} has no image ids to match the images by")
     row_of = {str(image_id): row for row, image_id in enumerate(second.image_ids)}
     ids = [str(image_id) for image_id in first.image_ids]
     alone = [i for i in ids if i not in row_of] or sorted(row_of.keys() - set(ids))
     if alone:
         raise ValueError(f"the images differ: image {alone[0]} is in only one of them")
     rows = [row_of[image_id] for image_id in ids]
-    aligned = second._replace(
-        scores=second.scores[rows], labels=second.labels[rows], ignored=_ignored(second)[rows]
+    aligned = replace(
+        second, scores=second.scores[rows], labels=second.labels[rows], ignored=second.ignored[rows]
     )
     for kind, a, b in (
         ("labels", first.labels, aligned.labels),
-        ("ignored entries", _ignored(first), aligned.ignored),
+        ("ignored entries", first.ignored, aligned.ignored),
     ):
         for row, column in np.argwhere(a != b)[:1]:
             name = first.class_names[column]
@@ -144,10 +121,6 @@ def to_json(rows: dict[str, dict], comparison: Comparison) -> str:
 def _with_interval(interval: Interval, sign: str = "") -> str:
     value, low, high = (f"{x:{sign}.2f}" for x in interval)
     return f"{value} ({low} to {high})"
-
-
-def _ignored(table: ScoreTable) -> np.ndarray:
-    return np.zeros_like(table.labels) if table.ignored is None else table.ignored
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from scnet_d2.checkpoint import CheckpointError, read_checkpoint
-from scnet_d2.outputs import new_file
+from scnet_d2.outputs import new_file, replacing
 
 RENAMES = (
     (r"^(?=conv1\.|bn1\.)", "stem."),
@@ -68,15 +68,15 @@ def architecture(model: dict[str, torch.Tensor]) -> dict[str, int]:
     return {"depth": depth, "groups": groups, "width": width // groups}
 
 
-def save(model: dict[str, torch.Tensor], path: str) -> None:
+def save(model: dict[str, torch.Tensor], path: Path) -> None:
     """Write a `.pkl` with numpy arrays, or a `.pth`, that Detectron2 loads as well."""
     checkpoint = {"model": model, "__author__": "torchvision", "matching_heuristics": True}
-    if path.endswith(".pth"):
-        torch.save(checkpoint, path)
-        return
-    checkpoint["model"] = {name: tensor.numpy() for name, tensor in model.items()}
-    with open(path, "wb") as f:
-        pickle.dump(checkpoint, f)
+    with replacing(path) as file:
+        if path.suffix == ".pth":
+            torch.save(checkpoint, file)
+        else:
+            arrays = {name: tensor.numpy() for name, tensor in model.items()}
+            pickle.dump(checkpoint | {"model": arrays}, file)
 
 
 def main(args) -> None:
@@ -88,7 +88,7 @@ def main(args) -> None:
         model = convert(state)
     except CheckpointError as error:
         raise CheckpointError(f"{args.input}: {error}") from error
-    save(model, str(args.output))
+    save(model, Path(args.output))
     print(f"# {len(model)} of {len(state)} tensors of {args.input} are in {args.output};")
     print("# left out: the classifier fc.* and batch norm's num_batches_tracked")
     print(CONFIG.format(path=args.output, **architecture(model)))

@@ -20,6 +20,7 @@ from scnet_d2.data.context_scenes import SceneConfig, render_scene
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.inference import export as formats
 from scnet_d2.inference.export import Difference, output_difference, pytorch_run
+from scnet_d2.outputs import whole_file
 
 EXPORT = {
     "torchscript": formats.export_torchscript,
@@ -45,19 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
     if args.format == "safetensors" and output.suffix != ".safetensors":
         parser.error(f"--output {output}: the checkpointer knows the format by .safetensors")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.stem}.partial{output.suffix}")
+    predictor = SCNetPredictor(setup(args))
     try:
-        predictor = SCNetPredictor(setup(args))
-        start = time.perf_counter()
-        EXPORT[args.format](predictor, partial)
-        seconds = time.perf_counter() - start
-        rows = list(check(predictor, args, partial))
-        print(table(rows))
-        if not passed(rows, args.tolerance):
-            return 1
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+        with whole_file(output, keep_suffix=True) as partial:
+            start = time.perf_counter()
+            EXPORT[args.format](predictor, partial)
+            seconds = time.perf_counter() - start
+            rows = list(check(predictor, args, partial))
+            print(table(rows))
+            require_equal(rows, args.tolerance)
+    except NotEqualError as error:
+        print(f"\nNot kept: {error}", file=sys.stderr)
+        return 1
     print(f"\n{output}: {output.stat().st_size / 1e6:.1f} MB, exported in {seconds:.1f} s")
     return 0
 
@@ -107,18 +107,23 @@ def table(rows: list[tuple[str, str, Difference]]) -> str:
     return tabulate(body, headers, disable_numparse=True)
 
 
-def passed(rows: list[tuple[str, str, Difference]], tolerance: float) -> bool:
-    """Whether all images agree; says where they do not."""
+class NotEqualError(ValueError):
+    """The file gives other outputs than PyTorch."""
+
+
+def require_equal(rows: list[tuple[str, str, Difference]], tolerance: float) -> None:
+    """
+    Raises:
+        NotEqualError: if not all images agree.
+    """
     worst = max(d.image_scores for _, _, d in rows)
     found = min(d.num_paired / max(d.num_boxes, 1) for _, _, d in rows)
     agree = all(d.image_scores <= tolerance for _, _, d in rows) and found >= LEAST_PAIRED
     if not agree:
-        print(
-            f"\nNot kept: image scores differ by up to {worst:.1e} (--tolerance {tolerance:g}), "
-            f"and {found:.0%} of the boxes were found again (at least {LEAST_PAIRED:.0%})",
-            file=sys.stderr,
+        raise NotEqualError(
+            f"image scores differ by up to {worst:.1e} (--tolerance {tolerance:g}), "
+            f"and {found:.0%} of the boxes were found again (at least {LEAST_PAIRED:.0%})"
         )
-    return agree
 
 
 def get_parser() -> argparse.ArgumentParser:

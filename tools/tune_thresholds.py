@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import zipfile
 from pathlib import Path
 
-from evaluate_scores import FORMATS, read_scores
 from tabulate import tabulate
 
 from scnet_d2.evaluation import multilabel_metrics, save_thresholds, tune_thresholds
+from scnet_d2.evaluation.score_files import FORMATS, read_scores
 from scnet_d2.outputs import new_file
 
 KEYS = ("CF1", "CF1_mean", "OF1")
@@ -26,19 +25,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="JSON", type=new_file, required=True)
     args = parser.parse_args(arguments)
     try:
-        scores, labels, ignored, class_names, _ = read_scores(args.file, args.labels)
-        before = multilabel_metrics(scores, labels, ignored)  # checks them, too
-        thresholds = tune_thresholds(scores, labels, ignored)
-        save_thresholds(args.output, thresholds, class_names, source=str(args.file))
-    except KeyError as error:
-        parser.error(f"{args.file}: no {error}")
-    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        parser.error(f"{args.file}: {error}")
-    after = multilabel_metrics(scores, labels, ignored, threshold=thresholds)
+        table = read_scores(args.file, args.labels)
+        arrays = table.scores, table.labels, table.ignored
+        thresholds = tune_thresholds(*arrays)
+        save_thresholds(args.output, thresholds, table.class_names, source=str(args.file))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    before = multilabel_metrics(*arrays)
+    after = multilabel_metrics(*arrays, threshold=thresholds)
     body = [["0.5", *(before[k] for k in KEYS)], ["tuned", *(after[k] for k in KEYS)]]
     print(tabulate(body, headers=["threshold", *KEYS], floatfmt=".2f", disable_numparse=[0]))
     print(f"\nOn {args.file}, the file they were tuned on: elsewhere they gain less, or lose.")
-    print(f"Thresholds of {len(class_names)} classes: {args.output}")
+    print(f"Thresholds of {len(table.class_names)} classes: {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Checkpoint files: written whole or not at all, read without running what they contain."""
 
-import contextlib
 import os
 import pickle
 import re
@@ -11,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-_PARTIAL = ".partial"  # ending of a file that is being written
+from ..outputs import PARTIAL, replacing
 
 
 class CheckpointError(ValueError):
@@ -59,7 +58,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file aside and rename it: whatever happens, `path` is the old file or all of the new.
+    """Write a file whole or not at all, as `scnet_d2.outputs.replacing` does.
 
     Args:
         path: a local path.
@@ -68,16 +67,10 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         CheckpointError: the file cannot be written; what was there before is left as it is.
     """
-    partial = path + _PARTIAL
     try:
-        with open(partial, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
+        with replacing(path) as file:
+            write(file)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        with contextlib.suppress(OSError):
-            os.remove(partial)
         first_line = str(error).split("\n")[0]
         raise CheckpointError(
             f"{path} cannot be written ({type(error).__name__}: {first_line}); earlier checkpoints "
@@ -89,7 +82,7 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
 def remove_partial_files(folder: str) -> None:
     """Remove what `replace_file` left in a folder when its process was killed."""
     for name in os.listdir(folder):
-        if name.endswith(_PARTIAL):
+        if name.endswith(PARTIAL):
             os.remove(os.path.join(folder, name))
 
 

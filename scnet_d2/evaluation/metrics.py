@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def multilabel_metrics(
         ValueError: wrong shape or type, scores that are nan or outside [0, 1], no images, or
             nothing to evaluate (every entry ignored, or no positive in any class).
     """
-    scores, labels, ignored = _check_inputs(scores, labels, ignored)
+    scores, labels, ignored = check_inputs(scores, labels, ignored)
     _check_threshold(threshold, scores)
     average_precisions = per_class_average_precision(scores, labels, ignored)
     decisions = predicted(scores, threshold) & ~ignored
@@ -105,6 +106,15 @@ def multilabel_metrics(
     percent: dict[str, float | np.ndarray] = {k: 100.0 * float(v) for k, v in fractions.items()}
     percent["per_class_AP"] = 100.0 * average_precisions[:, 0]
     return percent
+
+
+def named_metrics(
+    metrics: dict[str, float | np.ndarray], class_names: Sequence[str]
+) -> dict[str, float]:
+    """The metrics with one ``AP-<class>`` for each of C classes in the place of the array."""
+    per_class = zip(class_names, metrics["per_class_AP"], strict=True)
+    named = {key: value for key, value in metrics.items() if key != "per_class_AP"}
+    return named | {f"AP-{name}": float(ap) for name, ap in per_class}
 
 
 def precision_recall_curve(
@@ -271,9 +281,14 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
-def _check_inputs(
+def check_inputs(
     scores: np.ndarray, labels: np.ndarray, ignored: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (N, C), labels (N, C) and ignored entries (N, C) that metrics can be computed from.
+
+    Raises:
+        ValueError: as :func:`multilabel_metrics`.
+    """
     scores, labels = np.asarray(scores), np.asarray(labels)
     ignored = np.zeros(labels.shape, dtype=bool) if ignored is None else np.asarray(ignored)
     _check_arrays(scores, labels, ignored)

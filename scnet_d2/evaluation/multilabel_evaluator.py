@@ -16,7 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from .label_boxes import evidence_arrays, label_evidence
-from .metrics import multilabel_metrics
+from .metrics import multilabel_metrics, named_metrics
+from .score_files import FILE_NAME, ScoreTable, write_scores
 from .table import format_table
 
 logger = logging.getLogger(__name__)
@@ -224,9 +225,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         metrics = multilabel_metrics(
             scores, truth.labels, truth.ignored, threshold=self._threshold, top_k=self._top_k
         )
-        per_class = metrics.pop("per_class_AP")
-        named = zip(self._class_names, per_class, strict=True)
-        metrics |= {f"AP-{name}": float(ap) for name, ap in named}
+        metrics = named_metrics(metrics, self._class_names)
         return metrics | {
             f"mAP_{group}": float(np.nanmean([metrics[f"AP-{name}"] for name in names]))
             for group, names in self._class_groups.items()
@@ -235,22 +234,19 @@ class MultiLabelEvaluator(DatasetEvaluator):
     def _save(self, predictions: list[Prediction], truth: GroundTruth) -> None:
         scores, evidence, unreadable = zip(*predictions, strict=True)
         PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, "multilabel_scores.npz")
-        temporary = f"{path}.{os.getpid()}.tmp"  # beside it: os.replace needs one file system
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                image_ids=_id_array(truth.image_ids),
-                file_names=np.array(truth.file_names, dtype=str),
-                class_names=np.array(self._class_names, dtype=str),
-                scores=np.stack(scores),
-                labels=truth.labels,
-                ignored=truth.ignored,
-                thresholds=np.broadcast_to(self._threshold, scores[0].shape),
-                unreadable=np.array(unreadable) != "",
-                **evidence_arrays(evidence),
-            )
-        os.replace(temporary, path)
+        path = os.path.join(self._output_dir, FILE_NAME)
+        table = ScoreTable(
+            np.stack(scores),
+            truth.labels,
+            truth.ignored,
+            self._class_names,
+            truth.image_ids,
+            truth.file_names,
+            np.broadcast_to(self._threshold, scores[0].shape),
+            np.array(unreadable) != "",
+            evidence_arrays(evidence),
+        )
+        write_scores(path, table)
         logger.info("Saved the image scores to %s", path)
 
 
@@ -373,12 +369,6 @@ def _class_names(dataset_name: str) -> list[str]:
 def _stack(scores: list[np.ndarray]) -> np.ndarray:
     """One array to send rather than one per image; (0,) when this process saw no image."""
     return np.stack(scores) if scores else np.zeros(0, dtype=np.float32)
-
-
-def _id_array(image_ids: list[Hashable]) -> np.ndarray:
-    """Integers, or text where not all ids are 64-bit integers; never objects, which need pickle."""
-    array = np.array(image_ids)
-    return array if array.dtype.kind in "iuU" else array.astype(str)
 
 
 def _group_line(group: str, metrics: dict[str, float], baselines: dict[str, dict]) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from ..outputs import write_json
+
 DEFAULT_THRESHOLD = 0.5  # of a class without positives, which has nothing to tune on
 
 
@@ -41,8 +43,7 @@ def save_thresholds(
     """Writes what :func:`load_thresholds` reads, with the score file that they were tuned on."""
     named = {name: float(value) for name, value in zip(class_names, thresholds, strict=True)}
     content = {"source": source, "metric": "F1 of each class", "thresholds": named}
-    with PathManager.open(str(path), "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+    write_json(path, content, indent=2)
 
 
 def load_thresholds(path: str | PathLike, class_names: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from .. import __version__
 from ..checkpoint import SCNetCheckpointer
 from ..config import add_scnet_config
 from ..modeling import SCNet
+from ..outputs import replacing, whole_file
 from .predictor import SCNetPredictor
 
 INPUT_NAME = "image"
@@ -101,7 +101,8 @@ def export_torchscript(predictor: SCNetPredictor, file: str | PathLike) -> None:
         # check_trace would compare the traced size alone; `output_difference` is for any.
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
         extra = {METADATA_FILE: json.dumps(export_metadata(predictor))}
-        torch.jit.save(traced, str(file), _extra_files=extra)
+        with whole_file(file, keep_suffix=True) as partial:
+            torch.jit.save(traced, str(partial), _extra_files=extra)
 
 
 def export_onnx(predictor: SCNetPredictor, file: str | PathLike) -> None:
@@ -113,11 +114,11 @@ def export_onnx(predictor: SCNetPredictor, file: str | PathLike) -> None:
     """
     onnx = _require("onnx", "export")
     adapter = _traceable(predictor.model)
-    with _tracing():
+    with whole_file(file, keep_suffix=True) as partial, _tracing():
         torch.onnx.export(
             adapter,
             adapter.flattened_inputs,
-            str(file),
+            str(partial),
             dynamo=False,  # torch.export stops at the branches in Detectron2's layers
             opset_version=ONNX_OPSET,
             input_names=[INPUT_NAME],
@@ -125,11 +126,11 @@ def export_onnx(predictor: SCNetPredictor, file: str | PathLike) -> None:
             dynamic_axes={INPUT_NAME: {0: "height", 1: "width"}}
             | {name: {0: "num_boxes"} for name in Outputs._fields[1:]},
         )
-    model = onnx.load(str(file))
-    onnx.checker.check_model(model)
-    metadata = {METADATA_KEY: json.dumps(export_metadata(predictor))}
-    onnx.helper.set_model_props(model, metadata)
-    onnx.save(model, str(file))
+        model = onnx.load(str(partial))
+        onnx.checker.check_model(model)
+        metadata = {METADATA_KEY: json.dumps(export_metadata(predictor))}
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, str(partial))
 
 
 def export_safetensors(predictor: SCNetPredictor, file: str | PathLike) -> None:
@@ -146,7 +147,8 @@ def export_safetensors(predictor: SCNetPredictor, file: str | PathLike) -> None:
     cfg.MODEL.WEIGHTS = ""  # they are in the file
     metadata = {METADATA_KEY: json.dumps(export_metadata(predictor)), "config": cfg.dump()}
     tensors = {k: v.contiguous() for k, v in predictor.model.state_dict().items()}
-    Path(file).write_bytes(safetensors.save(tensors, metadata))
+    with replacing(file) as output:
+        output.write(safetensors.save(tensors, metadata))
 
 
 def load_torchscript(file: str | PathLike) -> tuple[Run, dict]:

@@ -29,7 +29,9 @@ from ..evaluation.metrics import (
     multilabel_metrics,
     predicted,
 )
+from ..evaluation.score_files import FILE_NAME, read_scores
 from ..evaluation.table import COLUMNS
+from ..outputs import replacing
 from . import charts
 from .analysis import (
     ImageErrors,
@@ -113,7 +115,8 @@ def write_html_report(
         raise FileExistsError(f"{path} is there already and is no report: name another file")
     page = build_html_report(load_run(run_dir, dataset), gallery_size=gallery_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="replace")  # file names need not be Unicode
+    with replacing(path, "w", errors="replace") as file:  # file names need not be Unicode
+        file.write(page)
     return path
 
 
@@ -133,19 +136,21 @@ def load_run(run_dir: str | Path, dataset: str | None = None) -> SavedRun:
     config_file = run_dir / "config.yaml"
     config = read_run_config(config_file) if config_file.exists() else {}
     dataset = dataset or _choose_dataset(run_dir, config)
-    path = run_dir / "inference" / dataset / "multilabel_scores.npz"
+    path = run_dir / "inference" / dataset / FILE_NAME
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {run_dir} has no scores of {dataset}")
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+    table = read_scores(path)
+    unknown = table.image_ids or range(len(table.scores))
     return SavedRun(
         dataset,
-        [str(name) for name in arrays["file_names"]],
-        [str(name) for name in arrays["class_names"]],
-        *(arrays[key] for key in ("scores", "labels", "ignored")),
-        thresholds=arrays.get("thresholds", np.full(arrays["scores"].shape[1], 0.5)),
-        unreadable=int(arrays.get("unreadable", np.zeros(0)).sum()),
-        evidence={key: value for key, value in arrays.items() if key.startswith("evidence_")},
+        table.file_names or [str(image_id) for image_id in unknown],
+        table.class_names,
+        table.scores,
+        table.labels,
+        table.ignored,
+        np.full(len(table.class_names), 0.5) if table.thresholds is None else table.thresholds,
+        unreadable=0 if table.unreadable is None else int(table.unreadable.sum()),
+        evidence=table.evidence,
         config=config,
     )
 

@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
+
+from ..outputs import replacing
 
 FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco"}
 CSV_COLUMNS = (
@@ -199,19 +201,9 @@ def _begins(path: Path, start: str) -> bool:
         return file.read(len(start)) == start.encode()
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """Open a file beside `path`, and rename it to `path` when it is whole."""
-    partial = Path(f"{path}.partial")
-    try:
-        # names of files may be any bytes
-        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _replacing(path: Path) -> AbstractContextManager[TextIO]:
+    """Open a text file that takes its name when it is whole; names of files may be any bytes."""
+    return replacing(path, "w", errors="surrogateescape", newline="")
 
 
 def _write_csv(file: TextIO, records: Iterable[dict]) -> None:

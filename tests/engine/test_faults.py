@@ -244,11 +244,11 @@ def test_an_unreadable_image_scores_zero_and_is_counted_with_the_metrics(dataset
         np.testing.assert_allclose(saved["scores"][2:], [[0.9, 0.1], [0, 0]])
 
 
-def test_tools_and_report_say_that_images_were_unreadable(dataset, tmp_path, capsys):
+def test_tools_and_report_say_that_images_were_unreadable(dataset, tmp_path, caplog):
     Trainer.test(evaluation_config(dataset, tmp_path / "run"), Oracle())
     scores = tmp_path / "run/inference/faulty/multilabel_scores.npz"
     importlib.import_module("evaluate_scores").main([str(scores)])
-    assert "1 images could not be read" in capsys.readouterr().err
+    assert f"{scores}: 1 images could not be read" in caplog.text
     assert "1 images could not be read" in write_html_report(tmp_path / "run").read_text()
 
 

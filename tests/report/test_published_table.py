@@ -7,7 +7,7 @@ from conftest import REPO
 
 from scnet_d2.evaluation import format_table, with_mean_ap
 
-VOC = json.loads((REPO / "scnet_d2" / "evaluation" / "published.json").read_text())["voc"]
+VOC = json.loads((REPO / "scnet_d2" / "report" / "published.json").read_text())["voc"]
 
 
 def results(model):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from ...outputs import new_file, write_image
 from .generator import DIFFICULTY, SURFACE_OF, SceneConfig, generate, render_scene
 
 
@@ -46,11 +47,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Generate the Context Scenes data set.")
     default = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default, help="folder of the data sets (%(default)s)")
-    parser.add_argument("--contact-sheet", metavar="FILE", help="write a picture of some images")
+    parser.add_argument(
+        "--contact-sheet", metavar="FILE", type=new_file, help="write a picture of some images"
+    )
     options = parser.parse_args(args)
     print(generate(options.root))
     if options.contact_sheet:
-        cv2.imwrite(options.contact_sheet, contact_sheet(SceneConfig()))
+        write_image(options.contact_sheet, contact_sheet(SceneConfig()))
 
 
 if __name__ == "__main__":

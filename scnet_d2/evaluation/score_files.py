@@ -1,0 +1,266 @@
+"""Files of image scores and labels: what the evaluator saves, and the CSV and JSON of others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..outputs import replacing
+from .metrics import check_inputs
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "multilabel_scores.npz"  # of what the evaluator saves
+FORMATS = """\
+formats, by the end of the file's name:
+
+  .npz   what MultiLabelEvaluator saves: scores (N, C) float, labels (N, C) bool and, if they are
+         there, ignored (N, C) bool, class_names (C,) and image_ids (N,).
+
+  .csv   scores, one row an image, with the true labels in a second file given by --labels. Both
+         have the same header and the same images, in any order:
+             image_id,cat,dog               image_id,cat,dog
+             a.jpg,0.93,0.02                a.jpg,1,0
+             b.jpg,0.10,0.75                b.jpg,-1,1
+         A score is in [0, 1]; a label is 1 (present), 0 (absent) or -1 (left out).
+
+  .json  a list with one object an image. Classes are names:
+             [{"image_id": "a.jpg", "scores": {"cat": 0.93, "dog": 0.02},
+               "labels": ["cat"], "ignored": ["dog"]}, ...]
+         or positions in a list of scores:
+             [{"image_id": "a.jpg", "scores": [0.93, 0.02], "labels": [0]}, ...]
+         "ignored" may be absent.
+"""
+# what NumPy, csv and json raise, or what reading a value of another type does
+_DAMAGED = (
+    AttributeError, EOFError, OSError, TypeError, ValueError, csv.Error, zipfile.BadZipFile
+)  # fmt: skip
+
+
+class ScoreFileError(ValueError):
+    """A score file is absent, damaged or contradicts itself; the message begins with its path."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores and labels of N images and C classes.
+
+    What a file does not have is None; `evidence` holds arrays as `label_boxes.evidence_arrays`
+    gives them, or nothing.
+    """
+
+    scores: np.ndarray  # (N, C) float
+    labels: np.ndarray  # (N, C) bool
+    ignored: np.ndarray  # (N, C) bool
+    class_names: list[str]  # C
+    image_ids: list[Any] | None = None  # N
+    file_names: list[str] | None = None  # N
+    thresholds: np.ndarray | None = None  # (C,)
+    unreadable: np.ndarray | None = None  # (N,) bool, images that could not be read and score 0
+    evidence: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def of_classes(self, names: Sequence[str] | None) -> ScoreTable:
+        """The same images with these classes alone, without boxes; None for all classes.
+
+        Raises:
+            ValueError: naming a class that is not in the table.
+        """
+        columns = [self.class_names.index(name) for name in names or self.class_names]
+        return replace(
+            self,
+            scores=self.scores[:, columns],
+            labels=self.labels[:, columns],
+            ignored=self.ignored[:, columns],
+            class_names=[self.class_names[c] for c in columns],
+            thresholds=None if self.thresholds is None else self.thresholds[columns],
+            evidence={},
+        )
+
+
+def read_scores(
+    path: str | os.PathLike, labels_path: str | os.PathLike | None = None
+) -> ScoreTable:
+    """Read a score file of any of the `FORMATS`, by the end of its name.
+
+    Scores of 16 bits come as float32. Images that could not be read when the file was made are
+    named in a warning.
+
+    Args:
+        path: of the scores.
+        labels_path: the labels of a CSV of scores.
+
+    Raises:
+        ScoreFileError: unknown format, contents that do not follow it, arrays that no metrics can
+            be computed from (see :func:`multilabel_metrics`), or an image that comes twice.
+    """
+    path = Path(path)
+    readers = {".npz": _read_npz, ".csv": _read_csv, ".json": _read_json}
+    try:
+        if path.suffix not in readers:
+            raise ValueError("is neither .npz, .csv nor .json")
+        table = readers[path.suffix](path, labels_path)
+        _check(table)
+    except KeyError as error:
+        raise ScoreFileError(f"{path}: no {error}") from error
+    except _DAMAGED as error:
+        raise ScoreFileError(f"{path}: {error}") from error
+    count = 0 if table.unreadable is None else np.count_nonzero(table.unreadable)
+    if count:
+        logger.warning(
+            "%s: %d images could not be read when it was made; they score 0", path, count
+        )
+    return table
+
+
+def write_scores(path: str | os.PathLike, table: ScoreTable, dtype: type = np.float32) -> None:
+    """Write a table as compressed .npz without pickled objects, whole or not at all.
+
+    Args:
+        path: the file.
+        table: what it holds; what is None is left out.
+        dtype: of the scores.
+    """
+    arrays = {
+        "image_ids": None if table.image_ids is None else _id_array(table.image_ids),
+        "file_names": None if table.file_names is None else np.array(table.file_names, dtype=str),
+        "class_names": np.array(table.class_names, dtype=str),
+        "scores": table.scores.astype(dtype),
+        "labels": table.labels,
+        "ignored": table.ignored,
+        "thresholds": table.thresholds,
+        "unreadable": table.unreadable,
+        **table.evidence,
+    }
+    with replacing(path) as file:
+        np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
+
+
+def _id_array(image_ids: list[Any]) -> np.ndarray:
+    """(N,) integers, or text where not all ids are 64-bit integers; never objects."""
+    array = np.array(image_ids)
+    return array if array.dtype.kind in "iuU" else array.astype(str)
+
+
+def _check(table: ScoreTable) -> None:
+    check_inputs(table.scores, table.labels, table.ignored)
+    shape = table.scores.shape
+    ids = shape[:1] if table.image_ids is None else (len(table.image_ids),)
+    if (*ids, len(table.class_names)) != shape:
+        raise ValueError(
+            f"has {ids[0]} image ids and {len(table.class_names)} class names for scores of shape "
+            f"{shape}"
+        )
+    named = Counter(str(i) for i in table.image_ids or () if i is not None)
+    if named and named.most_common(1)[0][1] > 1:
+        raise ValueError(f"image {named.most_common(1)[0][0]} comes twice")
+
+
+def _read_npz(path: Path, labels_path: object) -> ScoreTable:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    for key in ("scores", "labels"):
+        if key not in arrays:
+            raise ValueError(f"has no array '{key}', only {sorted(arrays)}")
+    scores, labels = arrays["scores"], arrays["labels"]
+    if scores.dtype == np.float16:
+        scores = scores.astype(np.float32)
+    numbered = range(scores.shape[-1] if scores.ndim else 0)
+    lists = {k: arrays[k].tolist() for k in ("image_ids", "file_names") if k in arrays}
+    return ScoreTable(
+        scores,
+        labels,
+        arrays.get("ignored", np.zeros(labels.shape, dtype=bool)),
+        [str(name) for name in arrays.get("class_names", numbered)],
+        thresholds=arrays.get("thresholds"),
+        unreadable=arrays.get("unreadable"),
+        evidence={k: v for k, v in arrays.items() if k.startswith("evidence_")},
+        **lists,
+    )
+
+
+def _read_csv(path: Path, labels_path: str | os.PathLike | None) -> ScoreTable:
+    """Scores and labels from two CSV files with the same classes and images."""
+    if labels_path is None:
+        raise ValueError("a CSV of scores needs --labels, a CSV of 1, 0 and -1")
+    header, scores = _read_csv_rows(path)
+    labels_header, labels = _read_csv_rows(Path(labels_path))
+    if header != labels_header:
+        raise ValueError(f"the header {header} differs from {labels_path}'s {labels_header}")
+    different = sorted(scores.keys() ^ labels.keys())
+    if different:
+        raise ValueError(f"image {different[0]} is in only one of it and {labels_path}")
+    label_array = np.array([labels[image_id] for image_id in scores])
+    if not np.isin(label_array, (-1, 0, 1)).all():
+        raise ValueError(f"{labels_path} has labels other than 1, 0 and -1")
+    score_array, image_ids = np.array(list(scores.values())), list(scores)
+    return ScoreTable(score_array, label_array == 1, label_array == -1, header, image_ids)
+
+
+def _read_csv_rows(path: Path) -> tuple[list[str], dict[str, list[float]]]:
+    """Class names, and the values of each image by its id."""
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a BOM
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header[:1] != ["image_id"] or len(header) < 2:
+            raise ValueError(f"{path}'s first line must be image_id,<class>,..., got {header}")
+        if len(set(header)) < len(header):
+            raise ValueError(f"{path} has more than one column of a name: {header}")
+        rows: dict[str, list[float]] = {}
+        for image_id, *values in filter(None, reader):
+            if len(values) != len(header) - 1 or image_id in rows:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: image {image_id} comes twice or has "
+                    f"{len(values)} values for {len(header) - 1} classes"
+                )
+            rows[image_id] = [float(value) for value in values]
+    return header[1:], rows
+
+
+def _read_json(path: Path, labels_path: object) -> ScoreTable:
+    """A list of images with their scores and labels."""
+    images = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(images, list) or not images:
+        raise ValueError("is not a list of images")
+    first = images[0]["scores"]
+    classes = list(first) if isinstance(first, dict) else list(range(len(first)))
+    scores, labels, ignored = zip(
+        *(_read_json_image(image, classes) for image in images), strict=True
+    )
+    return ScoreTable(
+        np.array(scores, dtype=float),
+        np.array(labels),
+        np.array(ignored),
+        [str(name) for name in classes],
+        [image.get("image_id") for image in images],
+    )
+
+
+def _read_json_image(
+    image: dict[str, Any], classes: list[Any]
+) -> tuple[list[float], list[bool], list[bool]]:
+    """Scores, labels and ignored labels of one image, in the order of ``classes``."""
+    scores = (
+        image["scores"] if isinstance(image["scores"], dict) else dict(enumerate(image["scores"]))
+    )
+    labels, ignored = set(image["labels"]), set(image.get("ignored", ()))
+    different = (scores.keys() ^ set(classes)) | ((labels | ignored) - set(classes))
+    if different:
+        raise ValueError(
+            f"image {image.get('image_id')}: class {min(map(str, different))!r} is not a class of "
+            "the first image, or has no score"
+        )
+    return (
+        [scores[name] for name in classes],
+        [name in labels for name in classes],
+        [name in ignored for name in classes],
+    )
