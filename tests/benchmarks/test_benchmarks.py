@@ -9,10 +9,10 @@ import threading
 import time
 from types import SimpleNamespace
 
+import box_budget
 import inference
 import numpy as np
 import optimized_scores
-import patch_budget
 import pytest
 import speed
 import torch
@@ -151,7 +151,7 @@ def test_as_many_label_scores_reach_the_detection_threshold_as_there_are_boxes()
 def test_scores_of_the_first_boxes_are_those_of_a_smaller_number_of_patches(device):
     model = build_model(small_config(device=device)).eval()
     batches = [[make_input([], [])], [make_input([], [])]]
-    recorded = patch_budget.record(model, batches)
+    recorded = box_budget.record(model, batches)
     model.proposal_generator.post_nms_topk[False] = 6
     with torch.no_grad():
         fewer = [model(batch)[0]["image_scores"] for batch in batches]

@@ -1,9 +1,9 @@
 """The studies of trained runs, on each device: each starts from the mAP that evaluation gives."""
 
+import box_budget
 import compare_fusion
 import occlusion_test
 import optimized_scores
-import patch_budget
 import pytest
 import torch
 from conftest import small_config
@@ -48,7 +48,7 @@ def run(scenes, tmp_path_factory, device):
 
 def evaluate(run, boxes=BOXES) -> float:
     """Mean AP of the run in an evaluation with so many boxes."""
-    cfg = patch_budget.load_run(run)
+    cfg = box_budget.load_run(run)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = boxes
     model = build_model(cfg)
     SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
@@ -68,7 +68,7 @@ def test_fusion_starts_from_the_evaluated_map(run, evaluated):
 
 
 def test_a_number_of_boxes_has_the_map_of_an_evaluation_with_so_many(run, evaluated):
-    found = patch_budget.study(run, DATASET, [1, BOXES], [])
+    found = box_budget.study(run, DATASET, [1, BOXES], [])
     assert found["boxes"] == BOXES
     assert found["mAP"] == pytest.approx({1: evaluate(run, 1), BOXES: evaluated}, abs=1e-3)
     assert found["mAP"][1] != found["mAP"][BOXES]
