@@ -40,8 +40,8 @@ from scnet_d2.inference.optimize import (
     thread_roi_align,
 )
 
-PATCHES, SCORES_ONLY = "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.SCNET.IMAGE_SCORES_ONLY"
-TABLES = ("models", "steps", "patches", "classes", "size", "profile")
+BOXES, SCORES_ONLY = "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.SCNET.IMAGE_SCORES_ONLY"
+TABLES = ("models", "steps", "boxes", "classes", "size", "profile")
 STEPS = {
     "batch norm folded": fold_batch_norm,
     "channels last": partial(compute_in, dtype=torch.float32, layout=torch.channels_last),
@@ -108,7 +108,7 @@ def models(base: Setup, with_compiled: bool) -> list[Setup]:
     shipped = base._replace(name="SCNet")
     plain = [
         stock,
-        base._replace(name="SCNet, equal boxes", opts=_add(base, PATCHES, equal)),
+        base._replace(name="SCNet, equal boxes", opts=_add(base, BOXES, equal)),
         shipped,
     ]
     amp = [s._replace(name=f"{s.name}, AMP", amp=True) for s in plain]
@@ -140,7 +140,7 @@ def growth(base: Setup, table: str, values: list[int]) -> dict[int, list[Setup]]
         if table == "size":
             grown = base._replace(size=value)
         else:
-            key = PATCHES if table == "patches" else "MODEL.ROI_HEADS.NUM_CLASSES"
+            key = BOXES if table == "boxes" else "MODEL.ROI_HEADS.NUM_CLASSES"
             grown = base._replace(opts=_add(base, key, value))
         groups[value] = [
             grown._replace(name="Faster R-CNN", stock=True),
@@ -168,7 +168,7 @@ def growth_row(table: str, value: int, setups: list[Setup], results: list[Result
 def plan(args: argparse.Namespace) -> dict[str, dict[int, list[Setup]]]:
     """Table -> value of what grows -> what is measured in turn."""
     base = base_setup(args)
-    values = {"patches": args.patches, "classes": args.classes, "size": args.sizes}
+    values = {"boxes": args.boxes, "classes": args.classes, "size": args.sizes}
     fixed = {"models": models(base, args.compile), "steps": steps(base)}
     return {
         table: growth(base, table, values[table]) if table in values else {0: fixed[table]}
@@ -204,7 +204,7 @@ def argument_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--patches", type=int, nargs="+", default=[50, 100, 300, 500, 1000])
+    parser.add_argument("--boxes", type=int, nargs="+", default=[50, 100, 300, 500, 1000])
     parser.add_argument("--classes", type=int, nargs="+", default=[20, 80, 300, 1000])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 800])
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Mean AP against the number of patches, on the same trained models.
+"""Mean AP against the number of boxes, on the same trained models.
 
 Every run, a folder of train_net.py, predicts the data set once with the largest number. Scores for
-fewer patches are aggregated from the boxes with the highest objectness: those that are left with
+fewer boxes are aggregated from the boxes with the highest objectness: those that are left with
 MODEL.RPN.POST_NMS_TOPK_TEST set to that number. Give it validation data: it is what the number of
-patches in a config is chosen on.
+boxes in a config is chosen on.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.modeling import SCNet
 from scnet_d2.outputs import new_file, write_json
 
-PATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
+NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
 
 
-def load_model(run: Path, patches: int, dataset: str) -> tuple[SCNet, object]:
-    """The model of a run, predicting from up to `patches` boxes, and the loader of a data set."""
+def load_model(run: Path, boxes: int, dataset: str) -> tuple[SCNet, object]:
+    """The model of a run, predicting from up to `boxes` boxes, and the loader of a data set."""
     cfg = load_run(run)
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = patches
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(patches, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST)
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = boxes
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(boxes, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST)
     model = Trainer.build_model(cfg).eval()
     SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
     return model, Trainer.build_test_loader(cfg, dataset)
@@ -50,15 +50,15 @@ def record(model: SCNet, loader) -> list[torch.Tensor]:
     return images
 
 
-def study(run: Path, dataset: str, patches: list[int], classes: list[str]) -> dict[str, object]:
-    """Mean AP in percent for each number of patches, and boxes per image, for one run."""
-    model, loader = load_model(run, max(patches), dataset)
+def study(run: Path, dataset: str, numbers: list[int], classes: list[str]) -> dict[str, object]:
+    """Mean AP in percent for each number of boxes, and the boxes per image, for one run."""
+    model, loader = load_model(run, max(numbers), dataset)
     names = list(load_run(run).DATASETS.CLASS_NAMES)
     columns = [names.index(name) for name in classes or names]
     truth = load_ground_truth(dataset, len(names))
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
     images = record(model, loader)
-    scores = {n: torch.stack([model.aggregator(s[:n]) for s in images]).numpy() for n in patches}
+    scores = {n: torch.stack([model.aggregator(s[:n]) for s in images]).numpy() for n in numbers}
     return {
         "boxes": float(np.mean([len(s) for s in images])),
         "mAP": {
@@ -70,13 +70,13 @@ def study(run: Path, dataset: str, patches: list[int], classes: list[str]) -> di
 
 def to_text(runs: dict[str, dict]) -> str:
     """Mean over the runs, and the paired difference to the largest number with its range."""
-    table = np.array([list(run["mAP"].values()) for run in runs.values()])  # (runs, patches)
+    table = np.array([list(run["mAP"].values()) for run in runs.values()])  # (runs, numbers)
     difference = table - table[:, -1:]
     rows = [
         [n, table[:, i].mean(), d.mean(), f"{d.min():+.2f} to {d.max():+.2f}"]
         for i, (n, d) in enumerate(zip(next(iter(runs.values()))["mAP"], difference.T))
     ]
-    headers = ["patches", "mAP", f"- {rows[-1][0]} patches", "over the runs"]
+    headers = ["boxes", "mAP", f"- {rows[-1][0]} boxes", "over the runs"]
     found = np.mean([run["boxes"] for run in runs.values()])
     text = tabulate(rows, headers, floatfmt=("", ".2f", "+.2f"))
     return f"{text}\n{len(runs)} runs; the RPN gives {found:.0f} boxes per image at most"
@@ -89,14 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of trained runs")
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
-    parser.add_argument("--patches", type=int, nargs="+", default=PATCHES, help="numbers to try")
+    parser.add_argument("--boxes", type=int, nargs="+", default=NUMBERS, help="numbers to try")
     parser.add_argument("--classes", nargs="+", default=[], help="default: all")
     parser.add_argument("--output", type=new_file, help="new JSON file for the mAP of every run")
     add_register_coco_argument(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
-    patches = sorted(args.patches)
-    runs = {r.name: study(r, args.dataset, patches, args.classes) for r in args.runs}
+    numbers = sorted(args.boxes)
+    runs = {r.name: study(r, args.dataset, numbers, args.classes) for r in args.runs}
     print(to_text(runs))
     if args.output:
         write_json(args.output, {"dataset": args.dataset, "runs": runs})

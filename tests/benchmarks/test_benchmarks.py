@@ -1,4 +1,4 @@
-"""The speed benchmarks and the study of patches, at a tiny size."""
+"""The speed benchmarks and the study of numbers of boxes, at a tiny size."""
 
 import itertools
 import json
@@ -51,10 +51,10 @@ def test_a_row_has_the_medians_of_the_turns_and_of_their_ratios():
 
 def test_inference_is_measured_beside_faster_rcnn_with_as_many_boxes(capsys, monkeypatch):
     monkeypatch.setattr(inference, "measure", in_this_process)
-    inference.main(["--tables", "patches", "--patches", "10", *TINY])
-    (row,) = json.loads(capsys.readouterr().out)["tables"]["patches"]
+    inference.main(["--tables", "boxes", "--boxes", "10", *TINY])
+    (row,) = json.loads(capsys.readouterr().out)["tables"]["boxes"]
     assert row == {
-        "patches": 10, "boxes": 10, "stock, ms": 1000, "SCNet, ms": 2000, "x stock": 2,
+        "boxes": 10, "stock, ms": 1000, "SCNet, ms": 2000, "x stock": 2,
         "optimised, ms": 3000, "x stock ": 3, "peak, x stock": 2,
     }  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_as_many_label_scores_reach_the_detection_threshold_as_there_are_boxes()
     assert (seen[0] >= model.score_thresh).sum() == pytest.approx(len(seen[0]), abs=2)
 
 
-def test_scores_of_the_first_boxes_are_those_of_a_smaller_number_of_patches(device):
+def test_scores_of_the_first_boxes_are_those_of_a_smaller_number_of_boxes(device):
     model = build_model(small_config(device=device)).eval()
     batches = [[make_input([], [])], [make_input([], [])]]
     recorded = box_budget.record(model, batches)
