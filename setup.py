@@ -29,8 +29,8 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
         license_files=["LICENSE"],
         packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
         package_data={
-            "scnet_d2.app": ["*.css", "*.js"],
-            "scnet_d2.report": ["*.css", "*.js", "*.json"],
+            "scnet_d2.app": ["*.css", "*.jinja", "*.js"],
+            "scnet_d2.report": ["*.css", "*.jinja", "*.js", "*.json"],
         },
         python_requires=">=3.11",
         install_requires=[
@@ -40,6 +40,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "fvcore",
             "pycocotools>=2.0.6",
             opencv(),
+            "jinja2>=3.1",
             "numpy>=1.24",
             "matplotlib>=3.6",
             "tabulate>=0.9",

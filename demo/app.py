@@ -5,7 +5,6 @@ import argparse
 import logging
 import os
 import time
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,12 @@ from scnet_d2.app.label_page import (
     SCRIPT,
     STYLE,
     LabelledPhoto,
-    examples_html,
     list_labels,
-    result_html,
-    start_html,
+    page_html,
 )
 from scnet_d2.data import ImageError, read_image
 from scnet_d2.inference import SCNetPredictor
-from scnet_d2.report.charts import jpeg_url
+from scnet_d2.report.templates import jpeg_url
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 try:
@@ -93,10 +90,7 @@ def label_photo(predictor: SCNetPredictor, path: str, num_patches: int) -> Label
     start = time.perf_counter()
     try:
         output = predictor(image)
-        output = {
-            "instances": output["instances"].to("cpu"),  # waits for a GPU
-            "image_scores": output["image_scores"].cpu(),
-        }
+        output = {key: value.to("cpu") for key, value in output.items()}  # waits for a GPU
     except Exception as error:
         logger.exception("%s", path)
         raise PhotoError(
@@ -138,7 +132,7 @@ class LabelPage:
         try:
             photo = label_photo(self.predictor, path, int(patches))
         except PhotoError as error:
-            return None, start_html(str(error))
+            return None, page_html("start", str(error))
         return photo, self.draw(photo, threshold, own)
 
     def label_example(
@@ -161,7 +155,7 @@ class LabelPage:
             return gr.skip()
         names = self.predictor.class_names
         thresholds = self.predictor.thresholds if own else np.full(len(names), threshold)
-        return result_html(photo, list_labels(photo.output, names, thresholds))
+        return page_html("result", photo, list_labels(photo.output, names, thresholds))
 
 
 def build_page(page: LabelPage) -> gr.Blocks:
@@ -173,10 +167,12 @@ def build_page(page: LabelPage) -> gr.Blocks:
             gr.HTML(title_html(page.predictor), elem_id="title", scale=1)
             with gr.Column(elem_id="upload", scale=0):
                 upload = gr.UploadButton("Another photograph", variant="primary", size="md")
-        result = gr.HTML(start_html(), js_on_load=SCRIPT.read_text(), apply_default_css=False)
+        result = gr.HTML(
+            page_html("start", ""), js_on_load=SCRIPT.read_text(), apply_default_css=False
+        )
         settings = threshold, patches, own = build_settings(page)
         examples = gr.HTML(
-            examples_html([(Path(f).name, url) for f, url in page.examples.items()]),
+            page_html("examples", [(Path(f).name, url) for f, url in page.examples.items()]),
             js_on_load=EXAMPLE_SCRIPT, apply_default_css=False, visible=bool(page.examples),
         )  # fmt: skip
         photo = gr.State(time_to_live=3600)
@@ -216,8 +212,7 @@ def build_settings(page: LabelPage) -> tuple[gr.Slider, gr.Slider, gr.Checkbox]:
 def title_html(predictor: SCNetPredictor) -> str:
     """Heading of the page and which model it tries."""
     weights = "/".join(Path(predictor.cfg.MODEL.WEIGHTS).parts[-2:])
-    facts = f"{weights} · {len(predictor.class_names)} labels · {predictor.model.device}"
-    return f"<h1>Labels of a photograph</h1><p>{escape(facts)}</p>"
+    return page_html("title", weights, len(predictor.class_names), predictor.model.device)
 
 
 def load_examples(folder: str) -> dict[str, str]:

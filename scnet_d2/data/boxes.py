@@ -29,8 +29,8 @@ def clip_box(box: Sequence[float], width: float, height: float) -> list[float] |
 def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
     """Clip every XYXY box of the dataset dicts in place and drop the degenerate ones.
 
-    An annotation says that its class is in the image even if its box cannot be used: it moves,
-    without ``bbox``, to ``annotations_without_box``. One warning gives the number of them.
+    Labels are not touched: an annotation says that its class
+    is in the image even if its box cannot be used. One warning gives the number dropped.
     """
     dropped = 0
     for record in records:
@@ -38,12 +38,7 @@ def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
         for annotation in annotations:
             annotation["bbox"] = clip_box(annotation["bbox"], record["width"], record["height"])
         record["annotations"] = [a for a in annotations if a["bbox"] is not None]
-        record["annotations_without_box"] = [
-            {key: value for key, value in a.items() if not key.startswith("bbox")}
-            for a in annotations
-            if a["bbox"] is None
-        ]
-        dropped += len(record["annotations_without_box"])
+        dropped += len(annotations) - len(record["annotations"])
     if dropped:
         logger.warning(
             f"{dataset_name}: {dropped} boxes are empty, inverted, outside their image or not "

@@ -13,14 +13,14 @@ import numpy as np
 from ..evaluation.metrics import precision_recall_curve, predicted
 
 
-class Reliability(NamedTuple):
-    """Decisions in bins of equal width over the score; nan in an empty bin."""
+class Bin(NamedTuple):
+    """The decisions whose score is in [low, high); nan for what an empty bin lacks."""
 
-    edges: np.ndarray  # (B + 1,)
-    counts: np.ndarray  # (B,) int, decisions
-    mean_scores: np.ndarray  # (B,)
-    frequencies: np.ndarray  # (B,) share of the decisions whose label is present
-    calibration_error: float  # mean of |score - frequency| over the bins, weighted by their counts
+    low: float
+    high: float
+    decisions: int
+    score: float  # mean
+    frequency: float  # share whose label is present
 
 
 class ImageErrors(NamedTuple):
@@ -33,17 +33,19 @@ class ImageErrors(NamedTuple):
 
 def reliability(
     scores: np.ndarray, labels: np.ndarray, ignored: np.ndarray, bins: int = 10
-) -> Reliability:
+) -> tuple[list[Bin], float]:
     """How often a label is present where its score says so, over all images and classes.
-
-    A bin is [low, high), the last one [low, 1]. ``calibration_error`` is the expected calibration
-    error of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, of binary decisions.
 
     Args:
         scores: (N, C) float in [0, 1].
         labels: (N, C) bool.
         ignored: (N, C) bool, entries to leave out.
-        bins: B.
+        bins: number of bins of equal width; the last one contains 1, too.
+
+    Returns:
+        The bins, and the mean of |score - frequency| over them weighted by their counts: the
+        expected calibration error of Guo et al., "On Calibration of Modern Neural Networks", ICML
+        2017, of binary decisions.
     """
     scores, labels = scores[~ignored].astype(float), labels[~ignored]
     edges = np.linspace(0, 1, bins + 1)
@@ -54,7 +56,8 @@ def reliability(
         np.divide(s, counts, out=np.full(bins, np.nan), where=counts > 0) for s in sums
     )
     error = np.nansum(np.abs(means - frequencies) * counts) / max(counts.sum(), 1)
-    return Reliability(edges, counts, means, frequencies, float(error))
+    columns = edges, edges[1:], counts, means, frequencies
+    return [Bin(*row) for row in zip(*(column.tolist() for column in columns))], float(error)
 
 
 def drawn_curve(scores: np.ndarray, labels: np.ndarray, points: int = 101) -> np.ndarray:

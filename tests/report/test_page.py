@@ -27,7 +27,12 @@ SCORES = np.array([[0.9, 0.6, 0.2], [0.8, 0.4, 0.7], [0.3, 0.7, 0.1], [0.6, 0.1,
 LABELS = np.array([[1, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]], dtype=bool)
 NOTHING = np.zeros_like(LABELS)
 HALF = np.full(3, 0.5)
-HOSTILE = ["</script><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "a & <b>'c'"]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    """$\\frac$ & <b>'q"</b>{{ 7 * 7 }}""",
+]
+HOSTILE_FILE = """"><svg onload=alert(3)>$\\frac$ & <b>'q"<>.jpg"""
 
 
 class Page(HTMLParser):
@@ -48,10 +53,8 @@ class Page(HTMLParser):
     def all(self, tag, style=""):
         return [a for t, a in self.elements if t == tag and style in a.get("class", "").split(" ")]
 
-    def data(self):
-        marker = next(a for t, a in self.elements if a.get("id") == "report-data")
-        assert marker["type"] == "application/json"
-        return json.loads(next(x for t, x in self.texts if t == "script" and "curves" in x))
+    def text_of(self, tag):
+        return [text for open_tag, text in self.texts if open_tag == tag and text.strip()]
 
 
 def save_run(folder, *, dataset="scenes_val", names=("cat", "dog", "boat"), config=None, **arrays):
@@ -82,18 +85,18 @@ def test_reliability_of_a_hand_worked_example():
     scores = np.array([[0.1, 0.3], [0.9, 0.4], [1.0, 0.2]])
     labels = np.array([[False, True], [True, False], [True, True]])
     ignored = np.array([[False, False], [False, False], [False, True]])
-    bins = analysis.reliability(scores, labels, ignored, bins=2)
-    assert bins.counts.tolist() == [3, 2]
-    np.testing.assert_allclose(bins.mean_scores, [0.8 / 3, 0.95])
-    np.testing.assert_allclose(bins.frequencies, [1 / 3, 1])
-    assert bins.calibration_error == pytest.approx((abs(0.8 - 1) + abs(1.9 - 2)) / 5)
+    bins, error = analysis.reliability(scores, labels, ignored, bins=2)
+    assert bins[0] == pytest.approx((0, 0.5, 3, 0.8 / 3, 1 / 3))
+    assert bins[1] == pytest.approx((0.5, 1, 2, 0.95, 1))
+    assert error == pytest.approx((abs(0.8 - 1) + abs(1.9 - 2)) / 5)
 
 
 def test_empty_bin_has_no_frequency():
-    bins = analysis.reliability(np.array([[0.1]]), np.array([[True]]), np.array([[False]]), bins=2)
-    assert bins.counts.tolist() == [1, 0]
-    assert np.isnan(bins.frequencies[1])
-    assert bins.calibration_error == pytest.approx(0.9)
+    true, false = np.array([[True]]), np.array([[False]])
+    bins, error = analysis.reliability(np.array([[0.1]]), true, false, bins=2)
+    assert [x.decisions for x in bins] == [1, 0]
+    assert np.isnan(bins[1].frequency)
+    assert error == pytest.approx(0.9)
 
 
 def test_cooccurrence_counts_images_with_a_miss_and_a_false_label():
@@ -138,33 +141,42 @@ def test_page_has_the_hand_worked_numbers(tmp_path):
     tiles = [x for t, x in page.texts if t == "dd" and re.fullmatch(r"\d+\.\d\d", x)]
     fractions = [101 / 108, 8 / 9, 13 / 18, 208 / 261, 5 / 6, 5 / 7, 10 / 13]
     assert tiles == [f"{100 * value:.2f}" for value in fractions]
-    overall, cat, dog, boat = page.data()["curves"]
-    assert [c["ap"] for c in (cat, dog, boat)] == pytest.approx([2900 / 36, 100, 100], abs=1e-3)
-    assert (overall["precision"], overall["recall"]) == pytest.approx((500 / 6, 500 / 7), abs=1e-3)
-    assert (cat["positives"], cat["precision"], cat["recall"]) == pytest.approx(
-        (3, 200 / 3, 200 / 3), abs=1e-3
-    )
+    keys = ("data-ap", "data-positives", "data-precision", "data-recall")
+    assert [[x[key] for key in keys] for x in page.all("option")[1:]] == [
+        ["80.6", "3", "66.7", "66.7"],  # cat: AP 29/36
+        ["100.0", "2", "100.0", "100.0"],
+        ["100.0", "2", "100.0", "50.0"],
+    ]
+    assert [page.all("option")[0][key] for key in keys[1:]] == ["7", "83.3", "71.4"]
+
+
+def markup_of(page):
+    """Tags with the names of their attributes, without the values."""
+    return [(tag, sorted(attributes)) for tag, attributes in page.elements]
 
 
 @pytest.mark.parametrize("prefix", ["", "coco_"])
 def test_names_are_escaped_and_nothing_is_loaded(tmp_path, prefix):
-    files = np.array(['x/"><svg onload=alert(3)>.jpg'] * 4)
+    file, dataset, weights = HOSTILE_FILE, f"{prefix}<img src=x onerror=alert(4)>", "<b>&'.pth"
     thresholds = np.array([0.85, 0.05, 0.5])  # misses and false labels come together
-    model = {"META_ARCHITECTURE": "<i>SCNet", "WEIGHTS": "a/<script src=evil>.pth"}
-    text, page = page_of(
-        tmp_path,
-        dataset=f"{prefix}<img src=x onerror=alert(4)>",
-        names=HOSTILE,
-        file_names=files,
-        thresholds=thresholds,
-        config={"MODEL": model},
-    )
-    assert page.all("table", "heat")
-    assert [c["name"] for c in page.data()["curves"][1:]] == HOSTILE
-    assert len(page.all("script")) == 2
-    assert not page.all("img") and not page.all("i")
+
+    def made(folder, dataset, names, file, architecture, weights):
+        model = {"META_ARCHITECTURE": architecture, "WEIGHTS": f"a/{weights}"}
+        return page_of(
+            tmp_path / folder, dataset=dataset, names=names, file_names=np.array([f"x/{file}"] * 4),
+            thresholds=thresholds, config={"MODEL": model, "DATASETS": {"TRAIN": [dataset]}},
+        )  # fmt: skip
+
+    text, page = made("hostile", dataset, HOSTILE, file, "<i>SCNet", weights)
+    _, harmless = made("harmless", f"{prefix}set", ("cat", "dog", "boat"), "a", "SCNet", "b")
+    assert page.all("table", "heat") and page.all("figure")
+    assert markup_of(page) == markup_of(harmless)
+    assert page.text_of("option")[1:] == HOSTILE
+    assert page.text_of("h1") == [dataset]
+    assert page.all("svg", "picture")[0]["aria-label"].startswith(f"{file}: ")
+    words = "".join(text for _, text in page.texts)
+    assert "model <i>SCNet" in words and f"MODEL.WEIGHTS {weights}" in words
     for tag, attributes in page.elements:
-        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         for name in ("src", "href", "action", "srcset"):
             target = attributes.get(name) or "#"
             assert target.startswith(("#", "data:")), (tag, target)
@@ -180,8 +192,8 @@ def test_80_classes_fit_and_the_matrix_shows_the_most_frequent(tmp_path, dataset
     _, page = page_of(tmp_path, dataset=dataset, names=names, scores=scores, labels=labels)
     assert len(page.all("option")) == 81
     assert len(page.all("span", "bar")) == 80
-    assert page.data()["curves"][8]["ap"] is None
-    assert "24 most frequent labels" in " ".join(x for _, x in page.texts)
+    assert page.all("option")[8]["data-ap"] == "–"
+    assert "24 most frequent labels" in " ".join(page.text_of("p"))
     heat = page.all("table", "heat")
     assert len(heat) == 1
     cells = [t for t, _ in page.elements[page.elements.index(("table", heat[0])) :]]
