@@ -11,12 +11,7 @@ from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import load_config, use_available_device
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import (
-    LabelPolicy,
-    add_register_coco_argument,
-    register_coco_arguments,
-    set_label_policy,
-)
+from scnet_d2.data import add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import (
     Trainer,
     check_evaluation_data,
@@ -41,7 +36,6 @@ def setup(args) -> CfgNode:
             "folder with: OUTPUT_DIR <folder>"
         )
     check_output_dir(cfg.OUTPUT_DIR)
-    set_label_policy(LabelPolicy.from_config(cfg))
     register_coco_arguments(args)
     datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.CLASS_NAMES and datasets:

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import add_register_coco_argument, register_coco_arguments
+from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
@@ -53,9 +53,10 @@ def record(model: SCNet, loader) -> list[torch.Tensor]:
 def study(run: Path, dataset: str, numbers: list[int], classes: list[str]) -> dict[str, object]:
     """Mean AP in percent for each number of boxes, and the boxes per image, for one run."""
     model, loader = load_model(run, max(numbers), dataset)
-    names = list(load_run(run).DATASETS.CLASS_NAMES)
+    cfg = load_run(run)
+    names = list(cfg.DATASETS.CLASS_NAMES)
     columns = [names.index(name) for name in classes or names]
-    truth = load_ground_truth(dataset, len(names))
+    truth = load_ground_truth(dataset, len(names), LabelPolicy.from_config(cfg))
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
     images = record(model, loader)
     scores = {n: torch.stack([model.aggregator(s[:n]) for s in images]).numpy() for n in numbers}

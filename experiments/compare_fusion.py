@@ -21,7 +21,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import add_register_coco_argument, register_coco_arguments
+from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
@@ -102,7 +102,8 @@ def study(run: Path, dataset: str, classes: list[str]) -> dict[str, float]:
     """Mean AP in percent of every variant for one run."""
     cfg = load_run(run)
     images = record(cfg, dataset)
-    truth = load_ground_truth(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    policy = LabelPolicy.from_config(cfg)
+    truth = load_ground_truth(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES, policy)
     names = list(cfg.DATASETS.CLASS_NAMES)
     columns = [names.index(name) for name in classes or names]
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]

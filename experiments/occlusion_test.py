@@ -15,14 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from branch_scores import Recorder, load_run
-from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scnet_d2.data import add_register_coco_argument, read_image, register_coco_arguments
+from scnet_d2.data import (
+    LabelPolicy,
+    add_register_coco_argument,
+    get_multilabel_dicts,
+    read_image,
+    register_coco_arguments,
+)
 from scnet_d2.evaluation import multilabel_metrics
-from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
+from scnet_d2.evaluation.multilabel_evaluator import ground_truth
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.modeling import expand_boxes
 from scnet_d2.outputs import new_file, write_json
@@ -87,10 +92,11 @@ def study(
     run: Path, dataset: str, classes: list[str], parts: list[str]
 ) -> dict[str, dict[str, float]]:
     """Mean AP in percent over the classes: part -> scores of the model or a branch -> mAP."""
-    predictor = SCNetPredictor(load_run(run))
+    cfg = load_run(run)
+    predictor = SCNetPredictor(cfg)
     columns = [predictor.class_names.index(name) for name in classes]
-    dicts = DatasetCatalog.get(dataset)
-    truth = load_ground_truth(dataset, len(predictor.class_names))
+    dicts = get_multilabel_dicts(dataset, LabelPolicy.from_config(cfg))
+    truth = ground_truth(dicts, dataset, len(predictor.class_names))
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
     results = {}
     for part in (None, *parts):

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import add_register_coco_argument, register_coco_arguments
+from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     register_coco_arguments(args)
     cfg = load_run(args.run)
     models = {name: load_model(args.run, dtype) for name, dtype in TYPES.items()}
-    truth = load_ground_truth(args.dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    policy = LabelPolicy.from_config(cfg)
+    truth = load_ground_truth(args.dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES, policy)
     scores = predict(models, Trainer.build_test_loader(cfg, args.dataset))
     rows = compare(scores, truth.labels, truth.ignored)
     print(tabulate(rows, headers="keys", floatfmt=("", ".2f", ".5f", ".5f", "")))

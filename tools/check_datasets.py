@@ -20,13 +20,16 @@ from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from scnet_d2 import load_config
 from scnet_d2.data import (
     DatasetError,
     ImageError,
+    LabelPolicy,
     add_register_coco_argument,
     register_coco_arguments,
 )
 from scnet_d2.data.images import image_size, read_image
+from scnet_d2.data.labels import DEFAULT_POLICY, label_records
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -48,13 +51,16 @@ AGAIN = "get the archive again and unpack it over the folder (datasets/README.md
 LISTED = 10  # unreadable images named one by one
 
 
-def check(name: str, images: str | None = None, workers: int = 4) -> list[str]:
+def check(
+    name: str, images: str | None = None, workers: int = 4, policy: LabelPolicy = DEFAULT_POLICY
+) -> list[str]:
     """Check one registered data set and print what it holds.
 
     Args:
         name: of the data set.
         images: "header" or "full" to open or decode every image; None does neither.
         workers: number of processes that read images.
+        policy: what uncertain annotations count as.
 
     Returns:
         Problems, a line each with the remedy.
@@ -62,20 +68,22 @@ def check(name: str, images: str | None = None, workers: int = 4) -> list[str]:
     if MetadataCatalog.get(name).get("evaluator_type") != "multilabel":
         return [f"'{name}' is not a multi-label data set: choose from {', '.join(IMAGES)}"]
     try:
-        records = DatasetCatalog.get(name)
+        stored = DatasetCatalog.get(name)
+        records = label_records(stored, policy)
     except DatasetError as error:
         return [str(error).replace("\n", " ")]
     classes = MetadataCatalog.get(name).thing_classes
     counts = Counter(label for record in records for label in record["image_labels"])
+    labels = sum(counts.values()) / max(len(records), 1)
     print(
         f"\n{name}: {len(records):,} images, {len(labelled(records)):,} with a label, "
-        f"{len(classes)} classes,\n{sum(counts.values()) / len(records):.2f} labels an image; "
+        f"{len(classes)} classes,\n{labels:.2f} labels an image; "
         "images with each label:"
     )
     print(histogram(classes, [counts[i] for i in range(len(classes))]))
     present = [record for record in records if os.path.isfile(record["file_name"])]
     problems = [
-        *wrong_counts(name, records),
+        *wrong_counts(name, stored),
         *missing_files(name, records, present),
         *empty_classes(name, classes, counts),
     ]
@@ -197,6 +205,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="also read the header of every image, or decode it",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
+    parser.add_argument("--config-file", help="whose label policy applies (default: the default)")
     add_register_coco_argument(parser)
     return parser
 
@@ -206,7 +215,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = argument_parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     names = args.names + register_coco_arguments(args) or built_in()
-    problems = [p for name in names for p in check(name, args.images, args.workers)]
+    policy = DEFAULT_POLICY
+    if args.config_file:
+        policy = LabelPolicy.from_config(load_config(args.config_file))
+    problems = [p for name in names for p in check(name, args.images, args.workers, policy)]
     if not names:
         problems = ["no built-in data set is there: set DETECTRON2_DATASETS (datasets/README.md)"]
     print(f"\n{len(names)} data sets, {len(problems)} problems")

@@ -4,6 +4,7 @@ Importing this package registers the built-in data sets.
 """
 
 from . import builtin  # noqa: F401 (imported for registration only)
+from .catalog import get_multilabel_dicts, get_training_dicts
 from .coco import (
     add_register_coco_argument,
     register_coco_arguments,
@@ -12,7 +13,7 @@ from .coco import (
 from .dataset_mapper import MultiLabelDatasetMapper
 from .errors import DatasetError, ImageError
 from .images import read_image
-from .labels import LabelPolicy, get_label_policy, set_label_policy
+from .labels import LabelPolicy
 from .train_loader import TrainLoader
 
 __all__ = [
@@ -22,9 +23,9 @@ __all__ = [
     "MultiLabelDatasetMapper",
     "TrainLoader",
     "add_register_coco_argument",
-    "get_label_policy",
+    "get_multilabel_dicts",
+    "get_training_dicts",
     "read_image",
     "register_coco_arguments",
     "register_coco_multilabel",
-    "set_label_policy",
 ]

@@ -29,8 +29,8 @@ def clip_box(box: Sequence[float], width: float, height: float) -> list[float] |
 def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
     """Clip every XYXY box of the dataset dicts in place and drop the degenerate ones.
 
-    Labels are not touched: an annotation says that its class
-    is in the image even if its box cannot be used. One warning gives the number dropped.
+    An annotation says that its class is in the image even if its box cannot be used: it moves,
+    without ``bbox``, to ``annotations_without_box``. One warning gives the number of them.
     """
     dropped = 0
     for record in records:
@@ -38,7 +38,12 @@ def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
         for annotation in annotations:
             annotation["bbox"] = clip_box(annotation["bbox"], record["width"], record["height"])
         record["annotations"] = [a for a in annotations if a["bbox"] is not None]
-        dropped += len(annotations) - len(record["annotations"])
+        record["annotations_without_box"] = [
+            {key: value for key, value in a.items() if not key.startswith("bbox")}
+            for a in annotations
+            if a["bbox"] is None
+        ]
+        dropped += len(record["annotations_without_box"])
     if dropped:
         logger.warning(
             f"{dataset_name}: {dropped} boxes are empty, inverted, outside their image or not "

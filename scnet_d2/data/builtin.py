@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -103,6 +104,8 @@ def register_all() -> None:
             f"context_scenes/images/{split}",
             f"context_scenes/annotations/{split}.json",
             thing_classes=list(context_scenes.CLASSES),
+            class_groups={"ambiguous": list(chain(*context_scenes.CONTEXT_PAIRS))},
+            baselines={"context-blind detector": context_scenes.context_blind_scores},
         )
 
 

@@ -21,7 +21,7 @@ from detectron2.utils.file_io import PathManager
 
 from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, check_class_names, require_inside, require_path
-from .labels import get_label_policy, image_labels
+from .labels import DEFAULT_POLICY, label_records
 
 _CHECK_PATHS = "Check the paths given to register_coco_multilabel."
 _UNUSED = ("segmentation", "keypoints", "area", "coco_url", "flickr_url", "date_captured")
@@ -103,9 +103,9 @@ def load_coco_multilabel(
     """Load a COCO-format json as dataset dicts with image-level labels.
 
     Images come in the order of their ids, without segmentation and keypoints; boxes are XYXY in
-    pixels, clipped to the image. ``image_labels`` and ``ignored_labels`` hold sorted contiguous
-    ids, from every annotation in the file, also from those whose box cannot be used. The current
-    ``LabelPolicy`` applies.
+    pixels, clipped to the image. ``annotations_without_box`` holds the annotations whose box cannot
+    be used. ``image_labels`` and ``ignored_labels`` are sorted contiguous ids, from all
+    annotations, under the default ``LabelPolicy``; ``get_multilabel_dicts`` applies another one.
 
     Args:
         json_file: path of the json file.
@@ -130,40 +130,29 @@ def load_coco_multilabel(
         thing_dataset_id_to_contiguous_id=id_map,
     )
     records = _records(content, os.fspath(image_root), id_map, json_file)
-    if not records:
-        raise DatasetError(f"{json_file}: no image is annotated; keep the unannotated ones.")
     clip_annotations(records, dataset_name)
-    return records
+    return label_records(records, DEFAULT_POLICY)
 
 
 def _records(
     content: dict, image_root: str, id_map: dict[int, int], json_file: str
 ) -> list[dict[str, Any]]:
     """Dataset dicts of a checked json, in the order of the image ids."""
-    policy = get_label_policy()
     annotations = defaultdict(list)
     content["annotations"].reverse()
     while content["annotations"]:  # taken out one by one, so that the two forms never coexist
         annotation = content["annotations"].pop()
         annotations[annotation["image_id"]].append(_annotation(annotation, id_map))
-    records = []
-    for image in sorted(content["images"], key=lambda image: image["id"]):
-        objects = annotations[image["id"]]
-        if not objects and not policy.keep_unannotated:
-            continue
-        present, ignored = image_labels(objects, policy)
-        records.append(
-            {
-                "file_name": require_inside(image_root, image["file_name"], json_file),
-                "image_id": image["id"],
-                "height": int(image["height"]),
-                "width": int(image["width"]),
-                "annotations": objects,
-                "image_labels": present,
-                "ignored_labels": ignored,
-            }
-        )
-    return records
+    return [
+        {
+            "file_name": require_inside(image_root, image["file_name"], json_file),
+            "image_id": image["id"],
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "annotations": annotations[image["id"]],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
 
 
 def _annotation(annotation: dict[str, Any], id_map: dict[int, int]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -78,9 +77,16 @@ def check_files_exist(
     """
     files = [d["file_name"] for d in dataset_dicts if "file_name" in d]
     missing = [f for f in files if not PathManager.isfile(f)]
-    if len(missing) > math.ceil(max_missing * len(files)):
+    if exceeds_share(len(missing), len(files), max_missing):
         raise DatasetError(
             f"{dataset_name}: {len(missing)} of its {len(files)} image files do not exist, the "
             f"first is '{missing[0]}'. Unpack the archive again or correct the image folder; "
-            "tools/check_datasets.py checks the whole data set."
+            "tools/check_datasets.py checks the whole data set. DATALOADER.MAX_BAD_IMAGES "
+            f"({max_missing}) is the share that may be absent."
         )
+
+
+def exceeds_share(bad_images: int, images: int, max_share: float) -> bool:
+    """Whether more images are bad than a share of all of them; the share is not rounded."""
+    # a quotient, because 0.29 * 100 is less than 29
+    return bad_images > 0 and bad_images / images > max_share

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 _STATES = ("present", "ignored", "absent")
+_KEYS = {"difficult": "DATASETS.DIFFICULT_LABELS", "crowd": "DATASETS.CROWD_LABELS"}
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,21 @@ class LabelPolicy:
     keep_unannotated: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("difficult", "crowd"):
+        for field, key in _KEYS.items():
             value = getattr(self, field)
             if value not in _STATES:
-                raise ValueError(f"LabelPolicy.{field} is {value!r}; choose one of {_STATES}")
+                raise ValueError(f"{key} is {value!r}; choose one of {', '.join(_STATES)}")
 
     @classmethod
     def from_config(cls, cfg: Any) -> LabelPolicy:
-        """Read ``DATASETS.{DIFFICULT_LABELS,CROWD_LABELS,KEEP_UNANNOTATED}``."""
+        """Read ``DATASETS.{DIFFICULT_LABELS,CROWD_LABELS,KEEP_UNANNOTATED}``.
+
+        A stock Detectron2 config, which lacks these keys, has the default policy.
+        """
         return cls(
-            difficult=cfg.DATASETS.DIFFICULT_LABELS,
-            crowd=cfg.DATASETS.CROWD_LABELS,
-            keep_unannotated=cfg.DATASETS.KEEP_UNANNOTATED,
+            difficult=cfg.DATASETS.get("DIFFICULT_LABELS", cls.difficult),
+            crowd=cfg.DATASETS.get("CROWD_LABELS", cls.crowd),
+            keep_unannotated=cfg.DATASETS.get("KEEP_UNANNOTATED", cls.keep_unannotated),
         )
 
     def state(self, annotation: Mapping[str, Any]) -> str:
@@ -54,19 +59,7 @@ class LabelPolicy:
         return self.crowd if annotation.get("iscrowd", 0) else "present"
 
 
-_policy = LabelPolicy()
-
-
-def get_label_policy() -> LabelPolicy:
-    """The policy with which data sets are loaded in this process."""
-    return _policy
-
-
-def set_label_policy(policy: LabelPolicy) -> LabelPolicy:
-    """Select the policy of every data set loaded from now on; returns the previous one."""
-    global _policy
-    previous, _policy = _policy, policy
-    return previous
+DEFAULT_POLICY = LabelPolicy()
 
 
 def image_labels(
@@ -88,3 +81,40 @@ def image_labels(
     present = sorted(c for c, seen in states.items() if "present" in seen)
     ignored = sorted(c for c, seen in states.items() if "ignored" in seen and c not in present)
     return present, ignored
+
+
+def label_records(records: Iterable[dict[str, Any]], policy: LabelPolicy) -> list[dict[str, Any]]:
+    """The dataset dicts that a policy keeps, each as :func:`label_record` gives it."""
+    kept = (r for r in records if policy.keep_unannotated or _is_annotated(r))
+    return [label_record(record, policy) for record in kept]
+
+
+def label_record(record: dict[str, Any], policy: LabelPolicy) -> dict[str, Any]:
+    """A dataset dict with the labels and boxes that a policy gives it; the input stays as it is.
+
+    The labels follow from ``annotations`` and ``annotations_without_box``. A record that has
+    ``image_labels`` but not ``annotations_without_box`` is none of this package's loaders: its
+    labels were given by somebody, and are kept.
+
+    Args:
+        record: with all its annotations, as ``DatasetCatalog`` has it.
+        policy: what uncertain objects count as.
+
+    Returns:
+        The record with ``image_labels`` and ``ignored_labels``, and without difficult objects where
+        these count as absent; the record itself where it has no annotations.
+    """
+    if "annotations" not in record:
+        return record
+    record = dict(record)
+    if "image_labels" not in record or "annotations_without_box" in record:
+        objects = chain(record["annotations"], record.get("annotations_without_box", ()))
+        record["image_labels"], record["ignored_labels"] = image_labels(objects, policy)
+    if policy.difficult == "absent":
+        record["annotations"] = [a for a in record["annotations"] if not a.get("difficult", 0)]
+    return record
+
+
+def _is_annotated(record: dict[str, Any]) -> bool:
+    keys = ("annotations", "annotations_without_box", "image_labels", "ignored_labels")
+    return any(record.get(key) for key in keys)

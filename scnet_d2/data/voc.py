@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, require_inside, require_path
 from .images import image_size
-from .labels import get_label_policy, image_labels
+from .labels import DEFAULT_POLICY, label_records
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -43,8 +43,9 @@ def load_voc_multilabel(
 
     Boxes are XYXY in pixels with 1 subtracted from xmin and ymin, as in Detectron2's
     ``load_voc_instances``, and clipped to the image. Difficult objects stay among the
-    annotations with ``difficult`` 1; the current ``LabelPolicy`` says what they do to
-    ``image_labels`` and ``ignored_labels``.
+    annotations with ``difficult`` 1; ``annotations_without_box`` holds those whose box cannot be
+    used. ``image_labels`` and ``ignored_labels`` are those of the default ``LabelPolicy``;
+    ``get_multilabel_dicts`` applies another one.
 
     Args:
         dirname: folder with ``Annotations/``, ``ImageSets/Main/`` and ``JPEGImages/``.
@@ -59,18 +60,11 @@ def load_voc_multilabel(
     require_path(split_file, dataset_name, remedy)
     for folder in ("Annotations", "JPEGImages"):
         require_path(os.path.join(dirname, folder), dataset_name, remedy, folder=True)
-    policy = get_label_policy()
     records = [_load_image(dirname, i, dataset_name) for i in _image_ids(split_file)]
-    if not policy.keep_unannotated:
-        records = [r for r in records if r["annotations"]]
     if not records:
         raise DatasetError(f"{dataset_name}: '{split_file}' names no image; get it again.")
-    for record in records:
-        record["image_labels"], record["ignored_labels"] = image_labels(
-            record["annotations"], policy
-        )
     clip_annotations(records, dataset_name)
-    return records
+    return label_records(records, DEFAULT_POLICY)
 
 
 def _image_ids(split_file: str) -> list[str]:

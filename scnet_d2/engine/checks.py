@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import read_run_config
-from ..data.errors import DatasetError, check_files_exist
+from ..data import DatasetError, LabelPolicy, get_multilabel_dicts
+from ..data.errors import check_files_exist
 from ..evaluation import label_thresholds
 from ..evaluation.multilabel_evaluator import ground_truth
 
@@ -89,8 +90,9 @@ def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:
         DatasetError: if a data set is absent or broken, or too many of its images are not there.
         ValueError: for labels, thresholds or a k with which the metrics cannot be computed.
     """
+    policy = LabelPolicy.from_config(cfg)
     for dataset in dict.fromkeys(cfg.DATASETS.TEST if eval_only else _evaluated(cfg)):
-        names, dicts = class_names(dataset), DatasetCatalog.get(dataset)
+        names, dicts = class_names(dataset), get_multilabel_dicts(dataset, policy)
         label_thresholds(cfg, names)
         ground_truth(dicts, dataset, len(names))
         check_files_exist(dicts, dataset, cfg.DATALOADER.MAX_BAD_IMAGES)

@@ -5,16 +5,13 @@ import logging
 import os
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-)
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -27,8 +24,7 @@ from detectron2.utils.events import (
 )
 
 from ..checkpoint import SCNetCheckpointer, replace_file
-from ..data import MultiLabelDatasetMapper, TrainLoader, context_scenes, get_label_policy
-from ..data.labels import image_labels
+from ..data import LabelPolicy, MultiLabelDatasetMapper, TrainLoader, get_multilabel_dicts
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
 from .checks import check_evaluation_data, check_num_classes, class_names
@@ -82,9 +78,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Loader of one data set for evaluation; an unreadable image does not stop it."""
+        dicts = get_multilabel_dicts(dataset_name, LabelPolicy.from_config(cfg))
         mapper = MarkUnreadable(MultiLabelDatasetMapper(cfg, is_train=False))
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return CountUnreadable(loader, cfg.DATALOADER.MAX_BAD_IMAGES)
+        loader = build_detection_test_loader(
+            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        return CountUnreadable(loader, len(dicts), cfg.DATALOADER.MAX_BAD_IMAGES)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -117,6 +116,7 @@ class Trainer(DefaultTrainer):
                 output_dir=output_dir,
                 baselines=_baselines(cfg, dataset_name),
                 class_groups=_class_groups(cfg, dataset_name),
+                label_policy=LabelPolicy.from_config(cfg),
             )
         ]
         if cfg.TEST.DETECTION_AP:
@@ -284,35 +284,28 @@ def cut_metrics(path: str, iteration: int) -> None:
 
 
 def _baselines(cfg: CfgNode, dataset_name: str) -> dict[str, Callable[[], np.ndarray]]:
-    """On generated scenes: the best that a detector blind to the surroundings could do."""
-    if not dataset_name.startswith("context_scenes") or not cfg.DATASETS.TRAIN:
+    """Functions that give scores (N, C) without a model, named by the registration of the data."""
+    baselines = MetadataCatalog.get(dataset_name).get("baselines")
+    train, policy = cfg.DATASETS.TRAIN[:1], LabelPolicy.from_config(cfg)
+    if not (baselines and train and MetadataCatalog.get(train[0]).get("baselines") == baselines):
         return {}
-    train, test = cfg.DATASETS.TRAIN[0], dataset_name
-    return {
-        "context-blind detector": lambda: context_scenes.context_blind_scores(
-            DatasetCatalog.get(train), DatasetCatalog.get(test)
-        )
-    }
+
+    def scores(baseline):
+        return baseline(*(get_multilabel_dicts(name, policy) for name in (train, dataset_name)))
+
+    return {row: partial(scores, baseline) for row, baseline in baselines.items()}
 
 
 def _class_groups(cfg: CfgNode, dataset_name: str) -> dict[str, list[str]]:
     """Classes over which a mean AP of their own is reported."""
-    groups = {}
-    if dataset_name.startswith("context_scenes"):
-        groups["ambiguous"] = [name for pair in context_scenes.CONTEXT_PAIRS for name in pair]
+    metadata = MetadataCatalog.get(dataset_name)
+    groups = dict(metadata.get("class_groups", {}))
     if cfg.TEST.MIN_TRAIN_IMAGES:
-        images = Counter(c for n in cfg.DATASETS.TRAIN for c in _image_labels(n))
+        dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN, LabelPolicy.from_config(cfg))
+        images = Counter(label for d in dicts for label in d["image_labels"])
         groups[f"min{cfg.TEST.MIN_TRAIN_IMAGES}"] = [
             name
-            for i, name in enumerate(MetadataCatalog.get(dataset_name).thing_classes)
+            for i, name in enumerate(metadata.thing_classes)
             if images[i] >= cfg.TEST.MIN_TRAIN_IMAGES
         ]
     return {group: names for group, names in groups.items() if names}
-
-
-def _image_labels(dataset_name: str) -> Iterator[int]:
-    for dataset_dict in DatasetCatalog.get(dataset_name):
-        if "image_labels" in dataset_dict:
-            yield from dataset_dict["image_labels"]
-        else:  # Detectron2's own data sets have boxes alone
-            yield from image_labels(dataset_dict["annotations"], get_label_policy())[0]

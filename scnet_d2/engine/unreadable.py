@@ -5,13 +5,14 @@ The image stays in the metrics, with score 0 for every label: see `MultiLabelEva
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
+from detectron2.utils import comm
 from torch import nn
 
 from ..data import DatasetError, ImageError
+from ..data.errors import exceeds_share
 
 
 class UnreadableImage(dict):
@@ -39,16 +40,18 @@ class MarkUnreadable:
 
 
 class CountUnreadable:
-    """Test loader that stops once too many images are unreadable."""
+    """Test loader that stops once too many images of a data set are unreadable."""
 
-    def __init__(self, loader: Sized, max_bad_images: float):
+    def __init__(self, loader: Sized, num_images: int, max_bad_images: float):
         """
         Args:
-            loader: gives lists of model inputs, of one image each.
-            max_bad_images: share of the images that may be unreadable.
+            loader: gives this process's lists of model inputs.
+            num_images: of the whole data set, which the processes share.
+            max_bad_images: share of the data set that may be unreadable.
         """
         self._loader = loader
-        self._allowed = math.ceil(max_bad_images * len(loader))
+        self._num_images = num_images
+        self._max_bad_images = max_bad_images
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -57,18 +60,22 @@ class CountUnreadable:
         """Batches of the loader.
 
         Raises:
-            DatasetError: with the number of unreadable images and the last of them.
+            DatasetError: with the number of unreadable images and the last of them; at the latest
+                after the last batch, where the processes add up what each has found.
         """
-        found = 0
+        found: list[str] = []
         for batch in self._loader:
-            for x in batch:
-                found += "unreadable" in x
-                if "unreadable" in x and found > self._allowed:
-                    raise DatasetError(
-                        f"{found} of {len(self)} images cannot be used for evaluation, and "
-                        f"DATALOADER.MAX_BAD_IMAGES allows {self._allowed}: {x['unreadable']}"
-                    )
+            found += [x["unreadable"] for x in batch if "unreadable" in x]
+            self._check(found)
             yield batch
+        self._check([reason for share in comm.all_gather(found) for reason in share])
+
+    def _check(self, found: list[str]) -> None:
+        if exceeds_share(len(found), self._num_images, self._max_bad_images):
+            raise DatasetError(
+                f"{len(found)} of {self._num_images} images cannot be used for evaluation, more "
+                f"than the share DATALOADER.MAX_BAD_IMAGES {self._max_bad_images}: {found[-1]}"
+            )
 
 
 class SkipUnreadable(nn.Module):

@@ -15,6 +15,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from ..data import LabelPolicy, get_multilabel_dicts
+from ..data.labels import DEFAULT_POLICY
 from .label_boxes import evidence_arrays, label_evidence
 from .metrics import multilabel_metrics, named_metrics
 from .score_files import FILE_NAME, ScoreTable, write_scores
@@ -48,9 +50,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
     Takes the outputs of SCNet (``image_scores``) and of any Detectron2 detector (``instances``: the
     score of a label is the highest score of its boxes, 0 without one).
 
-    The labels are ``image_labels`` and ``ignored_labels`` of each dataset dict. A data set without
-    ``image_labels``, such as Detectron2's own, has the classes of its ``annotations``, crowds
-    included, and ignores nothing.
+    The labels are ``image_labels`` and ``ignored_labels`` of each dataset dict, under a label
+    policy: see :func:`scnet_d2.data.get_multilabel_dicts`.
 
     An image that could not be read (``unreadable`` in its dict) is never left out: every label of
     it scores 0, as without any box, and the number of such images stands beside the metrics.
@@ -66,6 +67,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         baselines: Mapping[str, Callable[[], np.ndarray]] | None = None,
         class_groups: Mapping[str, Sequence[str]] | None = None,
+        label_policy: LabelPolicy = DEFAULT_POLICY,
     ):
         """
         Args:
@@ -82,6 +84,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             baselines: more rows of the logged table, beside that of the class prevalence: functions
                 that return scores (N, C) in the order of the data set.
             class_groups: ``mAP_<group>`` is the mean AP over these classes.
+            label_policy: the one under which the evaluated images were loaded.
         """
         self._dataset_name = dataset_name
         self._class_names = _class_names(dataset_name)
@@ -91,6 +94,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._baselines = dict(baselines or {})
         self._class_groups = dict(class_groups or {})
+        self._label_policy = label_policy
         self.reset()
 
     def reset(self) -> None:
@@ -147,7 +151,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"no predictions for {self._dataset_name}: call process() before evaluate()"
             )
-        truth = load_ground_truth(self._dataset_name, len(self._class_names))
+        truth = load_ground_truth(self._dataset_name, len(self._class_names), self._label_policy)
         matched = self._match(predictions, truth)
         scores = np.stack([prediction.scores for prediction in matched])
         if self._output_dir:
@@ -304,15 +308,18 @@ def detection_scores(instances: Instances, num_classes: int) -> np.ndarray:
     return scores
 
 
-def load_ground_truth(dataset_name: str, num_classes: int) -> GroundTruth:
-    """Image labels of a registered data set; see :func:`ground_truth`."""
-    return ground_truth(DatasetCatalog.get(dataset_name), dataset_name, num_classes)
+def load_ground_truth(
+    dataset_name: str, num_classes: int, label_policy: LabelPolicy = DEFAULT_POLICY
+) -> GroundTruth:
+    """Image labels of a registered data set under a label policy; see :func:`ground_truth`."""
+    dicts = get_multilabel_dicts(dataset_name, label_policy)
+    return ground_truth(dicts, dataset_name, num_classes)
 
 
 def ground_truth(
     dataset_dicts: Sequence[dict[str, Any]], dataset_name: str, num_classes: int
 ) -> GroundTruth:
-    """Image labels of dataset dicts.
+    """``image_labels`` and ``ignored_labels`` of dataset dicts.
 
     Raises:
         ValueError: a label that is not a contiguous class id, naming the image's file; two images
@@ -321,9 +328,13 @@ def ground_truth(
     shape = (len(dataset_dicts), num_classes)
     labels, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for row, dataset_dict in enumerate(dataset_dicts):
-        labels[row, _present_classes(dataset_dict, num_classes)] = True
-        left_out = dataset_dict.get("ignored_labels", [])
-        ignored[row, _checked(left_out, dataset_dict, num_classes)] = True
+        if "image_labels" not in dataset_dict:
+            raise ValueError(
+                f"image {dataset_dict.get('file_name')} has neither 'image_labels' nor "
+                "'annotations': the data set has no labels to evaluate against"
+            )
+        labels[row, _checked("image_labels", dataset_dict, num_classes)] = True
+        ignored[row, _checked("ignored_labels", dataset_dict, num_classes)] = True
     image_ids = [d["image_id"] for d in dataset_dicts]
     if len(set(image_ids)) < len(image_ids):
         repeated = next(i for i in image_ids if image_ids.count(i) > 1)
@@ -334,26 +345,15 @@ def ground_truth(
     return GroundTruth(image_ids, file_names, labels, ignored)
 
 
-def _present_classes(dataset_dict: dict[str, Any], num_classes: int) -> list[int]:
-    if "image_labels" in dataset_dict:
-        return _checked(dataset_dict["image_labels"], dataset_dict, num_classes)
-    if "annotations" in dataset_dict:
-        classes = [annotation["category_id"] for annotation in dataset_dict["annotations"]]
-        return _checked(classes, dataset_dict, num_classes)
-    raise ValueError(
-        f"image {dataset_dict.get('file_name')} has neither 'image_labels' nor 'annotations': the "
-        "data set has no labels to evaluate against"
-    )
-
-
-def _checked(classes: Sequence[int], dataset_dict: dict[str, Any], num_classes: int) -> list[int]:
+def _checked(key: str, dataset_dict: dict[str, Any], num_classes: int) -> list[int]:
+    classes = list(dataset_dict.get(key, ()))
     for class_id in classes:
         if not 0 <= class_id < num_classes:
             raise ValueError(
                 f"image {dataset_dict.get('file_name')}: label {class_id} is not a contiguous "
                 f"class id in [0, {num_classes})"
             )
-    return list(classes)
+    return classes
 
 
 def _class_names(dataset_name: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -19,7 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scnet_d2.data import DatasetError, LabelPolicy, register_coco_multilabel, set_label_policy
+from scnet_d2.data import (
+    DatasetError,
+    LabelPolicy,
+    get_multilabel_dicts,
+    register_coco_multilabel,
+)
 from scnet_d2.data.boxes import clip_box
 from scnet_d2.data.builtin import register_all
 from scnet_d2.data.labels import image_labels
@@ -51,24 +57,19 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def default_policy():
-    previous = set_label_policy(LabelPolicy())
-    yield
-    set_label_policy(previous)
-
-
 @pytest.fixture
 def load(tmp_path):
     """Writes a json, registers it as "small" and loads it; the name is free again afterwards."""
 
-    def write_and_load(content):
+    def write_and_load(content, **policy):
         json_file = tmp_path / "small.json"
         if not isinstance(content, bytes):
             text = content if isinstance(content, str) else json.dumps(content)
             content = text.encode()
         json_file.write_bytes(content)
         register_coco_multilabel("small", json_file, tmp_path)
+        if policy:
+            return get_multilabel_dicts("small", LabelPolicy(**policy))
         return DatasetCatalog.get("small")
 
     yield write_and_load
@@ -115,15 +116,14 @@ def test_metadata_after_loading(load, tmp_path):
     [("present", [1], []), ("ignored", [], [1]), ("absent", [], [])],
 )
 def test_crowd_policy_decides_only_for_classes_without_other_boxes(load, crowd, present, ignored):
-    set_label_policy(LabelPolicy(crowd=crowd))
-    records = load(SMALL)
+    records = load(SMALL, crowd=crowd)
     assert (records[0]["image_labels"], records[0]["ignored_labels"]) == (present, ignored)
     assert (records[2]["image_labels"], records[2]["ignored_labels"]) == ([0, 2], [])
 
 
 def test_unannotated_images_can_be_dropped(load):
-    set_label_policy(LabelPolicy(keep_unannotated=False, crowd="absent"))
-    assert [r["image_id"] for r in load(SMALL)] == [4, 9]
+    records = load(SMALL, keep_unannotated=False, crowd="absent")
+    assert [r["image_id"] for r in records] == [4, 9]
 
 
 def test_difficult_key_follows_the_policy(load):
@@ -151,6 +151,7 @@ def test_unusable_box_is_dropped_with_one_warning_and_its_label_stays(load, capl
     with caplog.at_level(logging.WARNING):
         record = load(edited("annotations", 1, bbox=box))[2]
     assert [a["category_id"] for a in record["annotations"]] == [2, 2]
+    assert record["annotations_without_box"] == [{"category_id": 0, "iscrowd": 0}]
     assert record["image_labels"] == [0, 2]
     assert [r.message for r in caplog.records if "small: 1 boxes" in r.message]
 
@@ -276,9 +277,8 @@ def test_file_name_in_the_encoding_of_the_file_system_is_kept(load, tmp_path):
 
 
 def test_dropping_every_image_is_an_error(load):
-    set_label_policy(LabelPolicy(keep_unannotated=False))
-    with pytest.raises(DatasetError, match="no image is annotated"):
-        load({**SMALL, "annotations": []})
+    with pytest.raises(DatasetError, match=r"small: no image is .*DATASETS\.KEEP_UNANNOTATED True"):
+        load({**SMALL, "annotations": []}, keep_unannotated=False)
 
 
 def test_registering_again_is_harmless_and_another_data_set_is_refused(load, tmp_path):
@@ -299,9 +299,11 @@ def test_registering_reads_nothing_and_loading_names_the_absent_path(tmp_path):
         DatasetCatalog.remove("absent")
 
 
-def test_unknown_policy_value_is_refused():
-    with pytest.raises(ValueError, match=r"LabelPolicy\.crowd is 'maybe'"):
-        LabelPolicy(crowd="maybe")
+@pytest.mark.parametrize("key", ["DATASETS.CROWD_LABELS", "DATASETS.DIFFICULT_LABELS"])
+def test_an_unknown_policy_is_refused_by_the_key_that_a_user_sets(key):
+    cfg = small_config(key, "maybe")
+    with pytest.raises(ValueError, match=f"{key} is 'maybe'; choose one of present, ignored, "):
+        LabelPolicy.from_config(cfg)
 
 
 def test_difficult_and_crowd_together():

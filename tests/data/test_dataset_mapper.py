@@ -11,16 +11,18 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from scnet_d2 import add_scnet_config
 from scnet_d2.data import (
     DatasetError,
     LabelPolicy,
     MultiLabelDatasetMapper,
     register_coco_multilabel,
-    set_label_policy,
 )
+from scnet_d2.data.labels import label_records
 
 REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
 needs_coco = pytest.mark.skipif(
@@ -54,7 +56,7 @@ def record(tmp_path):
 
 
 def annotation(category_id, **flags):
-    box = {"bbox": [3, 4, 9, 14], "bbox_mode": BoxMode.XYXY_ABS}
+    box = {"bbox": LEFT, "bbox_mode": BoxMode.XYXY_ABS}
     return {**box, "category_id": category_id, "iscrowd": 0, **flags}
 
 
@@ -101,10 +103,99 @@ def test_labels_are_derived_for_plain_detectron2_data_sets(cfg, record):
 
 def test_derived_labels_follow_the_policy_also_in_another_process(cfg, record):
     del record["image_labels"], record["ignored_labels"]
-    previous = set_label_policy(LabelPolicy(difficult="present", crowd="absent"))
+    add_scnet_config(cfg)
+    cfg.merge_from_list(["DATASETS.DIFFICULT_LABELS", "present", "DATASETS.CROWD_LABELS", "absent"])
     stored = pickle.dumps(MultiLabelDatasetMapper(cfg, is_train=False))
-    set_label_policy(previous)
     assert pickle.loads(stored)(record)["image_labels"] == [2, 4]
+
+
+def test_an_absent_difficult_object_of_a_plain_data_set_is_neither_label_nor_box(cfg, record):
+    del record["image_labels"], record["ignored_labels"]
+    add_scnet_config(cfg)
+    cfg.DATASETS.DIFFICULT_LABELS = "absent"
+    mapped = MultiLabelDatasetMapper(cfg, is_train=True)(record)
+    assert mapped["instances"].gt_classes.tolist() == [2]
+    assert (mapped["image_labels"], mapped["ignored_labels"]) == ([0, 2], [])
+
+
+# A crop of the left 10 px of the 30 x 20 image. Of each class: where its objects are.
+LEFT, RIGHT = [3, 4, 9, 14], [12, 4, 28, 14]
+AT_THE_BORDER, TOUCHING = [9.5, 4, 28, 14], [10, 4, 28, 14]
+
+
+def cropped(record, objects, without_box=(), **policy):
+    """What the mapper gives of the crop; `objects` are (class, box, flags)."""
+    record["annotations"] = [annotation(c, bbox=box, **flags) for c, box, flags in objects]
+    record["annotations_without_box"] = [{"category_id": c} for c in without_box]
+    (record,) = label_records([record], LabelPolicy(**policy))
+    mapper = MultiLabelDatasetMapper(
+        is_train=True,
+        augmentations=[T.CropTransform(0, 0, 10, 20), T.ResizeTransform(20, 10, 40, 20)],
+        image_format="BGR",
+        label_policy=LabelPolicy(**policy),
+    )
+    mapped = mapper(record)
+    assert mapped["image"].shape == (3, 40, 20)
+    assert "annotations_without_box" not in mapped
+    boxes = mapped["instances"].gt_classes.tolist()
+    return mapped["image_labels"], mapped["ignored_labels"], boxes
+
+
+def test_a_crop_keeps_the_labels_of_which_an_object_is_left(record):
+    objects = [(0, LEFT, {}), (0, RIGHT, {}), (1, RIGHT, {}), (2, AT_THE_BORDER, {})]
+    assert cropped(record, [*objects, (3, TOUCHING, {})]) == ([0, 2], [], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy", "labels"),
+    [
+        ({"iscrowd": 1}, {"crowd": "present"}, ([0], [], [])),
+        ({"iscrowd": 1}, {"crowd": "ignored"}, ([], [0], [])),
+        ({"iscrowd": 1}, {"crowd": "absent"}, ([], [], [])),
+        ({"difficult": 1}, {"difficult": "present"}, ([0], [], [0])),
+        ({"difficult": 1}, {"difficult": "ignored"}, ([], [0], [0])),
+        ({"difficult": 1}, {"difficult": "absent"}, ([], [], [])),
+    ],
+)
+def test_in_a_crop_crowds_and_difficult_objects_follow_the_policy(record, flags, policy, labels):
+    # the ordinary object of class 0 is cut away, and so is all of class 1
+    objects = [(0, LEFT, flags), (0, RIGHT, {}), (1, RIGHT, flags)]
+    assert cropped(record, objects, **policy) == labels
+
+
+def test_in_a_crop_a_class_that_is_known_without_a_usable_box_is_ignored(record):
+    # 0: an object is left; 1: nobody knows whether one is; 2: the one with a box is cut away
+    objects = [(0, LEFT, {}), (2, RIGHT, {})]
+    assert cropped(record, objects, without_box=[0, 1, 2]) == ([0], [1, 2], [0])
+
+
+def test_in_a_crop_labels_that_somebody_gave_without_boxes_are_ignored(cfg, record):
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute", [20, 20]
+    record.update(annotations=[], image_labels=[0, 2], ignored_labels=[4])
+    mapped = MultiLabelDatasetMapper(cfg, is_train=True)(record)
+    assert (mapped["image_labels"], mapped["ignored_labels"]) == ([], [0, 2, 4])
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        T.ResizeShortestEdge(7, 333),
+        T.Resize((801, 37)),
+        T.RandomFlip(1.0),
+        T.RandomFlip(1.0, horizontal=False, vertical=True),
+        T.RandomContrast(0.5, 2),
+        T.RandomRotation([90, 90]),
+        T.FixedSizeCrop((99, 99)),  # larger than the image: pads it
+    ],
+    ids=lambda augmentation: type(augmentation).__name__,
+)
+def test_labels_are_those_of_the_data_set_where_nothing_is_cut_off(record, augmentation):
+    record["annotations_without_box"] = [{"category_id": 1}]
+    record["image_labels"] = [0, 1, 2]
+    mapper = MultiLabelDatasetMapper(True, augmentations=[augmentation], image_format="BGR")
+    mapped = mapper(record)
+    assert (mapped["image_labels"], mapped["ignored_labels"]) == ([0, 1, 2], [4])
 
 
 def test_image_without_annotations_has_no_labels(cfg, record):

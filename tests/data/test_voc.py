@@ -14,7 +14,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from scnet_d2.data import DatasetError, LabelPolicy, set_label_policy
+from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
 
 REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
 needs_voc = pytest.mark.skipif(
@@ -24,13 +24,6 @@ needs_voc = pytest.mark.skipif(
 NAME = "voc_2007_train_multilabel"
 COW, DOG, PERSON = (CLASS_NAMES.index(name) for name in ("cow", "dog", "person"))
 SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
-
-
-@pytest.fixture(autouse=True)
-def default_policy():
-    previous = set_label_policy(LabelPolicy())
-    yield
-    set_label_policy(previous)
 
 
 @pytest.fixture
@@ -83,13 +76,19 @@ THREE = {
 }
 
 
-@pytest.mark.parametrize(("policy", "state_of_b"), [("ignored", 0), ("present", 1), ("absent", -1)])
-def test_class_with_difficult_objects_alone_follows_the_policy(voc, policy, state_of_b):
-    set_label_policy(LabelPolicy(difficult=policy))
+@pytest.mark.parametrize(
+    ("policy", "state_of_b", "boxes"),
+    [
+        ("ignored", 0, [[0, 1], [1, 0], [0]]),
+        ("present", 1, [[0, 1], [1, 0], [0]]),
+        ("absent", -1, [[0], [0], [0]]),
+    ],
+)
+def test_difficult_objects_follow_the_policy_in_labels_and_boxes(voc, policy, state_of_b, boxes):
     write(voc, **THREE)
-    records = DatasetCatalog.get(NAME)
+    records = get_multilabel_dicts(NAME, LabelPolicy(difficult=policy))
     assert [official_state(r, DOG) for r in records] == [1, state_of_b, -1]
-    assert [[a["difficult"] for a in r["annotations"]] for r in records] == [[0, 1], [1, 0], [0]]
+    assert [[a["difficult"] for a in r["annotations"]] for r in records] == boxes
 
 
 def official_state(record, class_id):

@@ -35,9 +35,9 @@ from scnet_d2.data import (
 )
 from scnet_d2.data.images import image_size
 from scnet_d2.data.voc import load_voc_multilabel
-from scnet_d2.engine import Trainer, check_evaluation_data, class_names
+from scnet_d2.engine import Trainer, check_evaluation_data, class_names, unreadable
 from scnet_d2.engine.checks import warn_of_leaks
-from scnet_d2.engine.unreadable import UnreadableImage
+from scnet_d2.engine.unreadable import CountUnreadable, UnreadableImage
 from scnet_d2.evaluation import MultiLabelEvaluator
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.outputs import new_file, new_folder
@@ -226,7 +226,8 @@ class Oracle(nn.Module):
 def evaluation_config(dataset, output, *opts):
     return small_config(
         "DATASETS.TEST", (dataset,), "DATASETS.VAL", (), "OUTPUT_DIR", str(output),
-        "MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0, *opts,
+        "MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0,
+        "DATALOADER.MAX_BAD_IMAGES", 0.25, *opts,
     )  # fmt: skip
 
 
@@ -272,16 +273,39 @@ def test_detection_ap_counts_an_unreadable_image_as_without_detections(dataset, 
 def test_too_many_unreadable_images_stop_the_evaluation(dataset, tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     cfg = evaluation_config(dataset, tmp_path / "run")
-    with pytest.raises(DatasetError, match=r"2 of 4 images .*MAX_BAD_IMAGES allows 1: .*3\.png"):
+    with pytest.raises(DatasetError, match=r"2 of 4 images .*MAX_BAD_IMAGES 0\.25: .*3\.png"):
         Trainer.test(cfg, Oracle())
+
+
+def test_bad_images_of_several_processes_are_added_up(monkeypatch):
+    bad = UnreadableImage({"image_id": 1}, unreadable="a.png is bad")
+    loader = CountUnreadable([[bad], [{"image_id": 2}]], num_images=4, max_bad_images=0.25)
+    assert len(list(loader)) == 2
+    monkeypatch.setattr(unreadable.comm, "all_gather", lambda found: [found, ["b.png is bad"]])
+    with pytest.raises(DatasetError, match=r"2 of 4 images .* 0\.25: b\.png is bad"):
+        list(loader)
+
+
+def test_the_share_of_bad_images_is_not_rounded_up(dataset, tmp_path):
+    cfg = evaluation_config(dataset, tmp_path / "run", "DATALOADER.MAX_BAD_IMAGES", 0.24)
+    check_evaluation_data(cfg)
+    with pytest.raises(DatasetError, match=r"1 of 4 images cannot be used .*3\.png"):
+        Trainer.test(cfg, Oracle())
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(DatasetError, match=r"1 of its 4 image files do not exist"):
+        check_evaluation_data(cfg)
 
 
 def test_absent_images_stop_before_training_or_evaluation(dataset, tmp_path):
     for i in (0, 1):
         (tmp_path / f"{i}.png").unlink()
     cfg = evaluation_config(dataset, tmp_path / "run")
-    with pytest.raises(DatasetError, match=r"faulty: 2 of its 4 image files .*first is '.*0\.png'"):
+    absent = r"faulty: 2 of its 4 image files .*first is '.*0\.png'"
+    with pytest.raises(DatasetError, match=absent):
         check_evaluation_data(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = cfg.DATASETS.TEST, ()
+    with pytest.raises(DatasetError, match=absent):
+        Trainer(cfg)
 
 
 def test_other_programs_that_ask_for_an_unreadable_image_get_the_error():

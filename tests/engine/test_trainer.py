@@ -1,15 +1,20 @@
 """What the trainer adds to Detectron2's: checks, groups of classes, checkpoints."""
 
+import itertools
+import json
+
+import numpy as np
 import pytest
 import torch
 from conftest import small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from torch import nn
 
 from scnet_d2 import use_available_device
 from scnet_d2.data import DatasetError, register_coco_multilabel
-from scnet_d2.engine import Trainer
+from scnet_d2.engine import Trainer, check_evaluation_data
 from scnet_d2.engine.hooks import BestCheckpointer
 
 
@@ -34,6 +39,116 @@ def test_classes_are_grouped_by_training_images_without_image_labels(boxes_alone
     cfg = small_config("DATASETS.TRAIN", (boxes_alone,), "TEST.MIN_TRAIN_IMAGES", least)
     (evaluator,) = Trainer.build_evaluator(cfg, boxes_alone)._evaluators
     assert evaluator._class_groups == groups
+
+
+# Of each image, its objects and, under POLICY, labels that are present.
+POLICY = ("DATASETS.DIFFICULT_LABELS", "absent", "DATASETS.CROWD_LABELS", "absent",
+          "DATASETS.KEEP_UNANNOTATED", False)  # fmt: skip
+IMAGES = {
+    1: ([{"category_id": 0}, {"category_id": 1, "difficult": 1}], [0]),
+    2: ([], None),
+    3: ([{"category_id": 1, "iscrowd": 1}], []),
+    4: ([{"category_id": 1, "iscrowd": 1}, {"category_id": 1}], [1]),
+}
+
+
+@pytest.fixture
+def uncertain(tmp_path):
+    """A json with difficult objects, crowds and an unannotated image."""
+    images = [{"id": i, "file_name": f"{i}.png", "height": 9, "width": 9} for i in IMAGES]
+    annotations = [
+        {"id": 10 * i + j, "image_id": i, "bbox": [1, 1, 5, 5]} | flags
+        for i, (objects, _) in IMAGES.items()
+        for j, flags in enumerate(objects)
+    ]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    for image in images:
+        Image.new("RGB", (9, 9)).save(tmp_path / image["file_name"])
+    register_coco_multilabel("uncertain", tmp_path / "a.json", tmp_path)
+    yield "uncertain"
+    DatasetCatalog.remove("uncertain")
+
+
+def policy_config(dataset, output, *opts):
+    return small_config(
+        "DATASETS.TRAIN", (dataset,), "DATASETS.VAL", (), "DATASETS.TEST", (dataset,),
+        "OUTPUT_DIR", str(output), "MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0,
+        "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.ASPECT_RATIO_GROUPING", False, *opts,
+    )  # fmt: skip
+
+
+EXPECTED = {i: labels for i, (_, labels) in IMAGES.items() if labels is not None}
+
+
+def test_the_label_policy_of_the_config_reaches_labels_and_boxes_of_the_train_loader(
+    uncertain, tmp_path
+):
+    batches = iter(Trainer.build_train_loader(policy_config(uncertain, tmp_path, *POLICY)))
+    epoch = {x["image_id"]: x for (x,) in itertools.islice(batches, 3)}
+    assert {i: x["image_labels"] for i, x in epoch.items()} == EXPECTED
+    assert {i: x["instances"].gt_classes.tolist() for i, x in epoch.items()} == EXPECTED
+
+
+def test_the_label_policy_of_the_config_reaches_test_loader_and_evaluator(uncertain, tmp_path):
+    class Blank(nn.Module):
+        def forward(self, batched_inputs):
+            assert all(x["image_labels"] == EXPECTED[x["image_id"]] for x in batched_inputs)
+            return [{"image_scores": torch.zeros(2)} for _ in batched_inputs]
+
+    Trainer.test(policy_config(uncertain, tmp_path, *POLICY), Blank())
+    with np.load(tmp_path / "inference/uncertain/multilabel_scores.npz") as saved:
+        assert saved["image_ids"].tolist() == list(EXPECTED)
+        assert saved["labels"].tolist() == [[True, False], [False, False], [False, True]]
+        assert not saved["ignored"].any()
+
+
+def test_training_images_of_a_class_are_counted_under_the_label_policy_of_the_config(
+    uncertain, tmp_path
+):
+    # dog by default: present in 3 and 4, ignored in 1; under POLICY in 4 alone
+    for opts, groups in (((), {"min2": ["dog"]}), (POLICY, {})):
+        cfg = policy_config(uncertain, tmp_path, "TEST.MIN_TRAIN_IMAGES", 2, *opts)
+        (evaluator,) = Trainer.build_evaluator(cfg, uncertain)._evaluators
+        assert evaluator._class_groups == groups
+
+
+def test_evaluation_data_are_checked_under_the_label_policy_of_the_config(uncertain, tmp_path):
+    check_evaluation_data(policy_config(uncertain, tmp_path, *POLICY))
+    (tmp_path / "2.png").unlink()  # of the unannotated image, which POLICY leaves out
+    check_evaluation_data(policy_config(uncertain, tmp_path, *POLICY))
+    with pytest.raises(DatasetError, match=r"1 of its 4 image files"):
+        check_evaluation_data(policy_config(uncertain, tmp_path))
+
+
+def test_a_data_set_named_as_the_generated_scenes_is_evaluated_as_any_other(boxes_alone):
+    name = "context_scenes_of_mine"
+    DatasetCatalog.register(name, lambda: DatasetCatalog.get(boxes_alone))
+    MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
+    try:
+        cfg = small_config("DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,))
+        evaluators = Trainer.build_evaluator(cfg, name)
+        evaluators.reset()
+        for image_id in (0, 1):
+            scores = {"image_scores": torch.tensor([0.9, 0.1])}
+            evaluators.process([{"image_id": image_id}], [scores])
+        results = evaluators.evaluate()["multilabel"]
+        assert "mAP_ambiguous" not in results
+        assert results["AP-cat"] == 100
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_the_built_in_scenes_have_a_group_of_classes_and_a_baseline_of_their_own():
+    (evaluator,) = Trainer.build_evaluator(small_config(), "context_scenes_val")._evaluators
+    pairs = {"raft", "sledge", "blanket", "towel", "container", "shelter", "cage", "greenhouse"}
+    assert set(evaluator._class_groups["ambiguous"]) == pairs
+    assert list(evaluator._baselines) == ["context-blind detector"]
+    cfg = small_config("DATASETS.TRAIN", ("voc_2007_train_multilabel",))
+    (evaluator,) = Trainer.build_evaluator(cfg, "context_scenes_val")._evaluators
+    assert not evaluator._baselines  # it is computed from training scenes
 
 
 def test_absent_test_data_stop_before_training(boxes_alone, tmp_path):

@@ -10,7 +10,7 @@ from conftest import REPO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scnet_d2.data import coco
+from scnet_d2.data import labels
 
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 generators = st.randoms(use_true_random=False)
@@ -47,7 +47,7 @@ def test_valid_seeds_load_and_broken_ones_are_refused(target):
 
 
 def test_lost_label_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(coco, "image_labels", lambda objects, policy: ([0], []))
+    monkeypatch.setattr(labels, "image_labels", lambda objects, policy: ([0], []))
     with pytest.raises(AssertionError):
         annotation_fuzzing.CocoJson(tmp_path).load(annotation_fuzzing.CocoJson.valid)
 

@@ -43,6 +43,18 @@ def test_whole_data_pass_with_a_histogram(capsys, data, how):
     assert "cat 2 ####" in printed
 
 
+def test_labels_are_counted_under_the_policy_of_a_config_file(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    for annotation in content["annotations"]:  # cat in 0 and 2, dog in 1
+        annotation["iscrowd"] = int(annotation["id"] > 0)
+    (tmp_path / "json").write_text(json.dumps(content))
+    (tmp_path / "c.yaml").write_text("DATASETS: {CROWD_LABELS: absent}\nVERSION: 2\n")
+    assert not problems(capsys, data)[0]
+    (found,), printed = problems(capsys, [*data, "--config-file", str(tmp_path / "c.yaml")])
+    assert "3 images, 1 with a label" in printed
+    assert "has no image with dog" in found
+
+
 def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
     (tmp_path / "1.png").unlink()
     (found,), _ = problems(capsys, data)

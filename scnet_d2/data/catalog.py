@@ -1,0 +1,65 @@
+"""Registered data sets as dataset dicts with image-level labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import (
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
+)
+from detectron2.data.detection_utils import check_metadata_consistency
+
+from .errors import DatasetError, check_files_exist
+from .labels import DEFAULT_POLICY, LabelPolicy, label_records
+
+
+def get_multilabel_dicts(
+    names: str | Sequence[str], policy: LabelPolicy = DEFAULT_POLICY
+) -> list[dict[str, Any]]:
+    """Load registered data sets, any that Detectron2 knows, with the labels of a policy.
+
+    Args:
+        names: of one data set, or of several with the same classes.
+        policy: see :func:`label_records`.
+
+    Returns:
+        Dataset dicts of all data sets, in their order.
+
+    Raises:
+        DatasetError: if a data set is absent or broken, or the policy leaves no image of it.
+        ValueError: if their classes differ.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    records = [record for name in names for record in _load(name, policy)]
+    if len(names) > 1:
+        check_metadata_consistency("thing_classes", names)
+    return records
+
+
+def get_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The images of `DATASETS.TRAIN`, with the labels of the config's policy.
+
+    Raises:
+        DatasetError: also if too many of their files do not exist.
+    """
+    names = cfg.DATASETS.TRAIN
+    records = get_multilabel_dicts(names, LabelPolicy.from_config(cfg))
+    check_files_exist(records, ", ".join(names), cfg.DATALOADER.MAX_BAD_IMAGES)
+    if "annotations" in records[0]:
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = filter_images_with_only_crowd_annotations(records)
+        print_instances_class_histogram(records, MetadataCatalog.get(names[0]).thing_classes)
+    return records
+
+
+def _load(name: str, policy: LabelPolicy) -> list[dict[str, Any]]:
+    records = label_records(DatasetCatalog.get(name), policy)
+    if not records:
+        raise DatasetError(
+            f"{name}: no image is annotated; set DATASETS.KEEP_UNANNOTATED True or annotate some"
+        )
+    return records
