@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, load_config
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 
@@ -43,15 +44,15 @@ def root(tmp_path_factory):
     return root
 
 
-def own_data(root, *splits):
+def own_data(root, *splits, prefix="own"):
     """Command-line arguments that register these splits as the user's own data."""
     scenes = root / "context_scenes"
     for split in splits:
-        yield from ("--register-coco", f"own_{split}")
+        yield from ("--register-coco", f"{prefix}_{split}")
         yield from (scenes / "annotations" / f"{split}.json", scenes / "images" / split)
 
 
-def run_train_net(root, output, *args, check=True):
+def run_train_net(root, output, *args):
     splits = ("train", "val", "test")
     opts = ["OUTPUT_DIR", output, *SMALL, "SOLVER.IMS_PER_BATCH", 2]
     for key, split in zip(("TRAIN", "VAL", "TEST"), splits):
@@ -60,7 +61,7 @@ def run_train_net(root, output, *args, check=True):
     keys = [a for a in args if not str(a).startswith("--")]
     return run(
         "train_net.py", "--config-file", CONFIG, *own_data(root, *splits), *flags, *opts, *keys,
-        root=root, check=check,
+        root=root,
     )  # fmt: skip
 
 
@@ -122,9 +123,14 @@ def test_a_folder_with_another_run_is_not_overwritten(trained):
 
 
 def test_a_wrong_number_of_classes_stops_before_training(root, tmp_path):
-    done = run_train_net(root, tmp_path / "run", "MODEL.ROI_HEADS.NUM_CLASSES", 5, check=False)
-    assert done.returncode == 1
-    assert "data set own_train has 14 classes and the model 5" in done.stdout
+    keys = ("MODEL.ROI_HEADS.NUM_CLASSES", 5, "DATASETS.TRAIN", "('three_train',)")
+    data = own_data(root, "train", prefix="three")
+    args = ["--config-file", CONFIG, *data, "OUTPUT_DIR", tmp_path / "run", *keys]
+    try:
+        with pytest.raises(ValueError, match="data set three_train has 14 classes and the model 5"):
+            train_net.main(train_net.argument_parser().parse_args(map(str, args)))
+    finally:
+        DatasetCatalog.pop("three_train")
     assert not list((tmp_path / "run").glob("*.pth"))
 
 

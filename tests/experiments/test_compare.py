@@ -57,7 +57,7 @@ def made_scores(seed) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Labels (200, 3), and the scores of method a, which are better, and of method b."""
     labels = np.random.default_rng(0).random((200, 3)) < 0.3
     noise = np.random.default_rng(seed).random((200, 3))
-    scores = {method: s * labels + (1 - s) * noise for method, s in (("a", 0.8), ("b", 0.2))}
+    scores = {method: s * labels + (1 - s) * noise for method, s in (("a", 0.4), ("b", 0.2))}
     return labels, {method: x.astype(np.float32) for method, x in scores.items()}
 
 
@@ -203,7 +203,7 @@ def test_evidence_prints_draws_and_stores(finished, capsys):
 def figures(monkeypatch) -> list:
     """The figures that are saved."""
     saved = []
-    monkeypatch.setattr(evidence.Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    monkeypatch.setattr(evidence, "save_figure", lambda figure, path: saved.append(figure))
     return saved
 
 
