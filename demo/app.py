@@ -48,12 +48,12 @@ class PhotoError(ValueError):
     """A photograph cannot be labelled; the message is for the person who chose it."""
 
 
-def get_num_patches(model) -> int:
+def get_num_boxes(model) -> int:
     """Most proposals of the RPN that take part in the labels of an image."""
     return model.proposal_generator.post_nms_topk[False]
 
 
-def set_num_patches(model, number: int) -> None:
+def set_num_boxes(model, number: int) -> None:
     """Let at most so many proposals of the RPN take part."""
     model.proposal_generator.post_nms_topk[False] = number
 
@@ -79,14 +79,14 @@ def read_photo(path: str | Path) -> np.ndarray:
         ) from error
 
 
-def label_photo(predictor: SCNetPredictor, path: str, num_patches: int) -> LabelledPhoto:
+def label_photo(predictor: SCNetPredictor, path: str, num_boxes: int) -> LabelledPhoto:
     """Read a photograph and predict its labels.
 
     Raises:
         PhotoError: if it cannot be read, or the model cannot take it.
     """
     image = read_photo(path)
-    set_num_patches(predictor.model, num_patches)
+    set_num_boxes(predictor.model, num_boxes)
     start = time.perf_counter()
     try:
         output = predictor(image)
@@ -99,7 +99,7 @@ def label_photo(predictor: SCNetPredictor, path: str, num_patches: int) -> Label
     milliseconds = 1000 * (time.perf_counter() - start)
     url = jpeg_url(image[:, :, ::-1], PHOTO_SIDE)
     name = Path(path).name
-    return LabelledPhoto(path, name, image.shape[:2], url, output, num_patches, milliseconds)
+    return LabelledPhoto(path, name, image.shape[:2], url, output, num_boxes, milliseconds)
 
 
 class LabelPage:
@@ -113,41 +113,39 @@ class LabelPage:
         """
         self.predictor = predictor
         self.examples = examples
-        self.max_patches = get_num_patches(predictor.model)
+        self.max_boxes = get_num_boxes(predictor.model)
 
     @property
     def has_own_thresholds(self) -> bool:
         """Whether the config has a threshold for each label (`TEST.LABEL_THRESHOLDS`)."""
         return len(set(self.predictor.thresholds)) > 1
 
-    def label(self, path: str, threshold: float, patches: int, own: bool) -> tuple:
+    def label(self, path: str, threshold: float, boxes: int, own: bool) -> tuple:
         """The labelled photograph, None where there is none, and the page's HTML.
 
         Args:
             path: of the photograph.
             threshold: for all labels.
-            patches: most proposals that take part.
+            boxes: most proposals that take part.
             own: use the config's threshold of each label instead.
         """
         try:
-            photo = label_photo(self.predictor, path, int(patches))
+            photo = label_photo(self.predictor, path, int(boxes))
         except PhotoError as error:
             return None, page_html("start", str(error))
         return photo, self.draw(photo, threshold, own)
 
-    def label_example(
-        self, threshold: float, patches: int, own: bool, event: gr.EventData
-    ) -> tuple:
+    def label_example(self, threshold: float, boxes: int, own: bool, event: gr.EventData) -> tuple:
         """Label the example that was clicked."""
-        return self.label(list(self.examples)[event.index], threshold, patches, own)
+        return self.label(list(self.examples)[event.index], threshold, boxes, own)
 
     def label_again(
-        self, photo: LabelledPhoto | None, threshold: float, patches: int, own: bool
+        self, photo: LabelledPhoto | None, threshold: float, boxes: int, own: bool
     ) -> tuple:
-        """Label the photograph shown, with another number of patches."""
+        """Label the photograph shown, with another number of boxes."""
         if photo is None:
             return None, gr.skip()
-        return self.label(photo.path, threshold, patches, own)
+        return self.label(photo.path, threshold, boxes, own)
 
     def draw(self, photo: LabelledPhoto | None, threshold: float, own: bool) -> str:
         """The page's HTML at a threshold, or with the config's own one for each label."""
@@ -170,7 +168,7 @@ def build_page(page: LabelPage) -> gr.Blocks:
         result = gr.HTML(
             page_html("start", ""), js_on_load=SCRIPT.read_text(), apply_default_css=False
         )
-        settings = threshold, patches, own = build_settings(page)
+        settings = threshold, boxes, own = build_settings(page)
         examples = gr.HTML(
             page_html("examples", [(Path(f).name, url) for f, url in page.examples.items()]),
             js_on_load=EXAMPLE_SCRIPT, apply_default_css=False, visible=bool(page.examples),
@@ -180,7 +178,7 @@ def build_page(page: LabelPage) -> gr.Blocks:
         model = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         upload.upload(page.label, [upload, *settings], shown, **model)
         examples.select(page.label_example, settings, shown, **model)
-        patches.change(
+        boxes.change(
             page.label_again, [photo, *settings], shown, trigger_mode="always_last", **model
         )
         drawing = {"trigger_mode": "always_last", "api_visibility": "private"}
@@ -193,20 +191,20 @@ def build_page(page: LabelPage) -> gr.Blocks:
 
 
 def build_settings(page: LabelPage) -> tuple[gr.Slider, gr.Slider, gr.Checkbox]:
-    """Threshold, number of patches, and whether each label has its own threshold."""
+    """Threshold, number of boxes, and whether each label has its own threshold."""
     with gr.Column(elem_id="settings"):
         with gr.Row():
             start = np.median(page.predictor.thresholds)
             threshold = gr.Slider(0, 1, start, step=0.01, label="Threshold", min_width=260)
-            patches = gr.Slider(
-                1, page.max_patches, page.max_patches, step=1, min_width=260,
-                label="Patches (RPN proposals)",
+            boxes = gr.Slider(
+                1, page.max_boxes, page.max_boxes, step=1, min_width=260,
+                label="Boxes (RPN proposals)",
             )  # fmt: skip
         own = gr.Checkbox(
             page.has_own_thresholds, label="Each label's own threshold, of the config",
             visible=page.has_own_thresholds,
         )  # fmt: skip
-    return threshold, patches, own
+    return threshold, boxes, own
 
 
 def title_html(predictor: SCNetPredictor) -> str:

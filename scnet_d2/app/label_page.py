@@ -31,7 +31,7 @@ class LabelledPhoto(NamedTuple):
     size: tuple[int, int]  # (height, width) in pixels
     url: str  # the photograph, reduced, as a data URL
     output: dict  # the model's, on the CPU
-    patches: int  # most proposals that took part
+    boxes: int  # most proposals that took part
     milliseconds: float  # the prediction took
 
 

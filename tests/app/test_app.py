@@ -219,7 +219,7 @@ def predictor(run):
     return SCNetPredictor(run[1])
 
 
-def test_no_more_patches_take_part_than_asked(app, run, predictor):
+def test_no_more_boxes_take_part_than_asked(app, run, predictor):
     seen = []
     hook = predictor.model.proposal_generator.register_forward_hook(
         lambda module, inputs, outputs: seen.append(len(outputs[0][0]))
@@ -227,7 +227,7 @@ def test_no_more_patches_take_part_than_asked(app, run, predictor):
     scene = str(next((run[0] / "context_scenes" / "images" / "train").iterdir()))
     for number in (3, 40):
         photo = app.label_photo(predictor, scene, number)
-        assert photo.patches == number
+        assert photo.boxes == number
     hook.remove()
     assert seen[0] == 3 < seen[1] <= 40
 
@@ -412,18 +412,18 @@ def test_a_dropped_photograph_is_labelled(url, browser):
     assert "300 × 150 px · dropped.png" in browser.css(".facts")[0].text  # a canvas's own size
 
 
-def test_sliders_change_threshold_and_patches_of_the_photograph_shown(url, browser):
+def test_sliders_change_threshold_and_boxes_of_the_photograph_shown(url, browser):
     browser.open(url)
     browser.css(".examples button")[0].click()
     browser.wait(lambda: browser.css("svg.photo"))
     browser.css(".labels button")[0].click()
     assert browser.css(".labels h2")[0].text == f"{len(NAMES)} labels"
-    threshold, patches = browser.css("#settings input[type=number]")
+    threshold, boxes = browser.css("#settings input[type=number]")
     set_number(threshold, 0.9)
     browser.wait(lambda: browser.css(".labels h2")[0].text == "No label reaches the threshold")
     assert len(browser.visible("g.boxes")) == 1  # the label that was clicked stays so
-    set_number(patches, 2)
-    browser.wait(lambda: "2 patches" in browser.css(".facts")[0].text)
+    set_number(boxes, 2)
+    browser.wait(lambda: "2 boxes" in browser.css(".facts")[0].text)
 
 
 def set_number(field, value):
