@@ -30,7 +30,8 @@ class MultiLabelDatasetMapper(DatasetMapper):
 
     Where an augmentation cuts a part of the image off (``INPUT.CROP``), the labels of the training
     image are those of the objects with an area in it. A class that is known from an annotation
-    without a usable box, or without any, is ignored there: nobody knows where it is.
+    without a usable box, or without any, is ignored there: nobody knows where it is. A data set
+    without ``annotations`` keeps its labels in every crop.
     """
 
     @configurable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -75,12 +74,10 @@ def image_labels(
         ``(present, ignored)``, disjoint: one object that says "present" is enough, and "ignored"
         goes before "absent".
     """
-    states: dict[int, set[str]] = defaultdict(set)
+    found: dict[str, set[int]] = {state: set() for state in _STATES}
     for annotation in annotations:
-        states[annotation["category_id"]].add(policy.state(annotation))
-    present = sorted(c for c, seen in states.items() if "present" in seen)
-    ignored = sorted(c for c, seen in states.items() if "ignored" in seen and c not in present)
-    return present, ignored
+        found[policy.state(annotation)].add(annotation["category_id"])
+    return sorted(found["present"]), sorted(found["ignored"] - found["present"])
 
 
 def label_records(records: Iterable[dict[str, Any]], policy: LabelPolicy) -> list[dict[str, Any]]:

@@ -177,6 +177,14 @@ def test_in_a_crop_labels_that_somebody_gave_without_boxes_are_ignored(cfg, reco
     assert (mapped["image_labels"], mapped["ignored_labels"]) == ([], [0, 2, 4])
 
 
+def test_in_a_crop_image_labels_of_a_data_set_without_boxes_stay(cfg, record):
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute", [20, 20]
+    del record["annotations"]
+    mapped = MultiLabelDatasetMapper(cfg, is_train=True)(record)
+    assert (mapped["image_labels"], mapped["ignored_labels"]) == ([0, 2], [4])
+
+
 @pytest.mark.parametrize(
     "augmentation",
     [
