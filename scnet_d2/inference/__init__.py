@@ -2,12 +2,14 @@
 
 from .optimize import optimize_for_inference
 from .predictor import SCNetPredictor, describe_labels, rounded_scores
+from .run import load_run
 from .visualizer import draw_labels
 
 __all__ = [
     "SCNetPredictor",
     "describe_labels",
     "draw_labels",
+    "load_run",
     "optimize_for_inference",
     "rounded_scores",
 ]

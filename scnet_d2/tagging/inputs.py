@@ -1,4 +1,4 @@
-"""Which images a command labels: files, folders, globs and lists, and which of them are done."""
+"""Which images a command tags: files, folders, globs and lists, and which of them are done."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _BATCHES = 8  # of a chunk
 
 
 @dataclass(frozen=True)
-class LabelOptions:
+class TagOptions:
     """What is said about each image.
 
     Attributes:
@@ -54,7 +54,7 @@ class LabelOptions:
         return _BATCHES * self.batch_size
 
 
-def build_predictor(cfg: CfgNode, options: LabelOptions) -> SCNetPredictor:
+def build_predictor(cfg: CfgNode, options: TagOptions) -> SCNetPredictor:
     """The model of every engine."""
     predictor = SCNetPredictor(cfg)
     if options.dtype:
@@ -100,14 +100,14 @@ class ImageReader(Dataset):
             Image.MAX_IMAGE_PIXELS = before
 
 
-class BatchLabeller:
-    """Labels images in batches of one padded size.
+class BatchTagger:
+    """Tags images in batches of one padded size.
 
     The images of a batch are padded to the largest, and padding changes scores. With images that
     are padded to the same size anyway, an image's labels do not depend on its neighbours.
     """
 
-    def __init__(self, predictor: SCNetPredictor, options: LabelOptions):
+    def __init__(self, predictor: SCNetPredictor, options: TagOptions):
         """
         Args:
             predictor: the model.
@@ -136,17 +136,17 @@ class BatchLabeller:
             batch = batches[self._padded_size(sample["image"])]
             batch.append((records[-1], sample))
             if len(batch) == self.options.batch_size:
-                self._label(batch)
+                self._tag(batch)
                 batch.clear()
         for batch in filter(None, batches.values()):
-            self._label(batch)
+            self._tag(batch)
         _return_free_memory()
         return records
 
     def _padded_size(self, image: np.ndarray) -> tuple[int, ...]:
         return tuple(-(-side // self.predictor.size_divisibility) for side in image.shape[1:])
 
-    def _label(self, batch: list[tuple[dict, dict]]) -> None:
+    def _tag(self, batch: list[tuple[dict, dict]]) -> None:
         """Predict, and complete the records."""
         inputs = [sample | {"image": torch.as_tensor(sample["image"])} for _, sample in batch]
         names, options = self.predictor.class_names, self.options
@@ -161,10 +161,10 @@ class BatchLabeller:
 
 
 @contextmanager
-def label_locally(
-    cfg: CfgNode, files: Iterable[str], options: LabelOptions, *, workers: int
+def tag_locally(
+    cfg: CfgNode, files: Iterable[str], options: TagOptions, *, workers: int
 ) -> Iterator[Iterator[list[dict]]]:
-    """Label image files on this machine.
+    """Tag image files on this machine.
 
     Args:
         cfg: a config with `MODEL.WEIGHTS`.
@@ -173,9 +173,9 @@ def label_locally(
         workers: processes that read images; 0 reads them in this one.
 
     Yields:
-        An iterator of the records of one chunk of files after the other, see `BatchLabeller`.
+        An iterator of the records of one chunk of files after the other, see `BatchTagger`.
     """
-    label = BatchLabeller(build_predictor(cfg, options), options)
+    tag = BatchTagger(build_predictor(cfg, options), options)
     loader = DataLoader(
         ImageReader(ImageMapper(cfg), options.max_pixels),
         batch_size=None,
@@ -185,7 +185,7 @@ def label_locally(
         worker_init_fn=_start_worker,
         prefetch_factor=max(2, -(-2 * options.batch_size // workers)) if workers else None,
     )
-    yield _chunks(label, iter(loader), options.chunk_size)
+    yield _chunks(tag, iter(loader), options.chunk_size)
 
 
 def _return_free_memory() -> None:
@@ -194,8 +194,8 @@ def _return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _chunks(label: BatchLabeller, samples: Iterator[dict], size: int) -> Iterator[list[dict]]:
-    while records := label(islice(samples, size)):
+def _chunks(tag: BatchTagger, samples: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    while records := tag(islice(samples, size)):
         yield records
 
 

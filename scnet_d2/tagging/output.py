@@ -1,4 +1,4 @@
-"""The files that labelling writes: lines that survive an interruption, and formats made of them."""
+"""The files that tagging writes: lines that survive an interruption, and formats made of them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class OutputError(ValueError):
 
 
 class TagOutput:
-    """Lines of labelled images, appended as they are finished, and the file in the end.
+    """Lines of tagged images, appended as they are finished, and the file in the end.
 
     With the format jsonl the lines are the output. The others are made of the lines, which stand in
     `<output>.lines.jsonl`, and renamed into place. `<output>.settings.json` tells what the images
-    were labelled with, so that nothing else is mixed in. Used in a `with` statement, during which
+    were tagged with, so that nothing else is mixed in. Used in a `with` statement, during which
     no other process can use the same output.
     """
 
@@ -85,10 +85,10 @@ class TagOutput:
         A half-written last line is cut off.
 
         Args:
-            without_failed: take the lines of images that could not be labelled out of the file.
+            without_failed: take the lines of images that could not be tagged out of the file.
 
         Raises:
-            OutputError: if a line is not one of a labelled image.
+            OutputError: if a line is not one of a tagged image.
         """
         if without_failed:
             good = (record for record in self._records() if "error" not in record)
@@ -144,7 +144,7 @@ class TagOutput:
             if changes:
                 more = f" and {len(changes) - 3} more" if changes[3:] else ""
                 raise OutputError(
-                    f"{self.path} holds images labelled with other settings: "
+                    f"{self.path} holds images tagged with other settings: "
                     f"{'; '.join(changes[:3])}{more}. Use the former ones, or choose another "
                     "--output"
                 )
@@ -187,7 +187,7 @@ def _parse(line: bytes, where: str) -> dict:
         if isinstance(record, dict) and "file" in record and {"labels", "error"} & record.keys():
             return record
     raise OutputError(
-        f"{where} is not the line of a labelled image; nothing was changed. Take it out, or choose "
+        f"{where} is not the line of a tagged image; nothing was changed. Take it out, or choose "
         "another --output"
     )
 

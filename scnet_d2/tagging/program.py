@@ -1,4 +1,4 @@
-"""Label any number of images: files, folders or a list in, JSON lines, CSV or COCO json out.
+"""Tag any number of images: files, folders or a list in, JSON lines, CSV or COCO json out.
 
 A run that was cut off goes on with the same command. An image that cannot be read gets an "error"
 instead of labels and stops nothing.
@@ -30,13 +30,14 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from .. import __version__, load_config, use_available_device
+from .. import __version__
 from ..evaluation import label_thresholds
+from ..inference import load_run
 from ..inference.predictor import class_names
 from .inputs import IMAGE_SUFFIXES, ImageFinder, InputList, read_list
-from .local_engine import MAX_PIXELS, LabelOptions, label_locally
+from .local_engine import MAX_PIXELS, TagOptions, tag_locally
 from .output import FORMATS, TagOutput
-from .ray_engine import label_with_ray
+from .ray_engine import tag_with_ray
 
 HELP = f"""\
 inputs:
@@ -53,7 +54,7 @@ output:
 
 exit status:
   0    every image has its labels
-  1    some images could not be labelled: they have an "error"; all others have their labels
+  1    some images could not be tagged: they have an "error"; all others have their labels
   2    nothing was done: wrong arguments, or the output is of other settings or another program
   3    ended early by a fault (disk full, out of memory); the same command goes on
   130  interrupted (^C, SIGTERM); the same command goes on
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label what is not yet done and write the output; returns 1 where images failed, else 0.
+    """Tag what is not yet done and write the output; returns 1 where images failed, else 0.
 
     Raises:
         UsageError: before anything is done.
@@ -106,10 +107,10 @@ def run(args: argparse.Namespace) -> int:
         with _as_usage_errors():
             cfg = setup(args)
             names = class_names(cfg)
-            options = label_options(args, cfg, names)
+            options = tag_options(args, cfg, names)
             inputs = list_inputs(args)
             file_format = args.format or _format_of(args.output)
-            settings = label_settings(cfg, options, names) | {"format": file_format}
+            settings = tag_settings(cfg, options, names) | {"format": file_format}
             output = stack.enter_context(TagOutput(Path(args.output), file_format, settings))
             counts, repeated = _done(output, inputs, options.chunk_size, args.retry_failed)
             if earlier := counts.done:
@@ -118,12 +119,12 @@ def run(args: argparse.Namespace) -> int:
                 files = itertools.chain(repeated, inputs.pending())
                 chunks = stack.enter_context(_engine(args, cfg, files, options))
         if earlier < counts.total:
-            _label(chunks, len(repeated), output, counts)
+            _append(chunks, len(repeated), output, counts)
         output.write_result(names)
     seconds = time.perf_counter() - start
     new = counts.done - earlier
     _say(
-        f"{counts.done - counts.failed:,} images labelled, {counts.failed:,} failed "
+        f"{counts.done - counts.failed:,} images tagged, {counts.failed:,} failed "
         f"({new:,} in this run, {seconds:.1f} s, {new / seconds:.1f} images/s): {args.output}"
     )
     if counts.failed:
@@ -136,25 +137,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not (args.config_file or args.weights):
         raise ValueError("give --weights, and --config-file unless its config.yaml is beside it")
     config_file = args.config_file or Path(args.weights).parent / "config.yaml"
-    cfg = load_config(config_file, args.opts)
-    cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: give --weights")
-    if args.engine == "local":  # the machines of a cluster may have what this one lacks
-        use_available_device(cfg)
-    return cfg
+    local = args.engine == "local"  # the machines of a cluster may have what this one lacks
+    return load_run(config_file, args.weights, args.opts, device_of_this_machine=local)
 
 
-def label_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> LabelOptions:
+def tag_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> TagOptions:
     """The thresholds of the command, else of the config, and the command's other options."""
     if args.threshold is None:
         thresholds = label_thresholds(cfg, names)
     else:
         thresholds = np.full(len(names), args.threshold)
-    return LabelOptions(thresholds, args.top_k, args.batch_size, args.max_pixels, args.dtype)
+    return TagOptions(thresholds, args.top_k, args.batch_size, args.max_pixels, args.dtype)
 
 
-def label_settings(cfg: CfgNode, options: LabelOptions, names: list[str]) -> dict[str, Any]:
+def tag_settings(cfg: CfgNode, options: TagOptions, names: list[str]) -> dict[str, Any]:
     """All that the labels depend on: weights by their SHA-256, config, thresholds, version."""
     model = {k: v for k, v in cfg.MODEL.items() if k not in ("WEIGHTS", "DEVICE")}
     return {
@@ -202,13 +198,13 @@ def _done(
     return counts, [] if None in repeated else repeated
 
 
-def _engine(args: argparse.Namespace, cfg: CfgNode, files: Iterator[str], options: LabelOptions):
+def _engine(args: argparse.Namespace, cfg: CfgNode, files: Iterator[str], options: TagOptions):
     if args.engine == "local":
-        return label_locally(cfg, files, options, workers=args.workers)
-    return label_with_ray(cfg, files, options, address=args.ray_address, actors=args.ray_actors)
+        return tag_locally(cfg, files, options, workers=args.workers)
+    return tag_with_ray(cfg, files, options, address=args.ray_address, actors=args.ray_actors)
 
 
-def _label(chunks: Iterable[list[dict]], repeated: int, output: TagOutput, counts: Counts) -> None:
+def _append(chunks: Iterable[list[dict]], repeated: int, output: TagOutput, counts: Counts) -> None:
     """Append the records of the chunks, but for the repeated ones, and show how far it is."""
     bar = tqdm(
         total=counts.total,

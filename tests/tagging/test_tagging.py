@@ -23,9 +23,11 @@ from pycocotools.coco import COCO
 
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
-from scnet_d2.tagging import local_engine
+from scnet_d2.inference.predictor import ImageMapper
+from scnet_d2.tagging import local_engine, ray_engine
 from scnet_d2.tagging import output as tag_output
 from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
+from scnet_d2.tagging.local_engine import ImageReader, TagOptions
 from scnet_d2.tagging.output import FORMATS
 from scnet_d2.tagging.program import main
 
@@ -211,7 +213,7 @@ def test_lists_have_lines_or_zero_bytes_and_any_names():
     assert len(list(read_list(io.BytesIO(long)))) == 20_000
 
 
-def test_a_list_on_standard_input_is_labelled(tag, whole, photos, tmp_path, monkeypatch):
+def test_a_list_on_standard_input_is_tagged(tag, whole, photos, tmp_path, monkeypatch):
     (photos / os.fsdecode(b"\xff.png")).unlink(missing_ok=True)
     odd = tmp_path / os.fsdecode(b"\xff\n.png")  # not UTF-8
     shutil.copy(next(photos.rglob("*.png")), odd)
@@ -266,7 +268,7 @@ def test_bad_images_are_recorded_and_passed_over(tag, photos, bad_images, tmp_pa
     )
     for error, reason in zip(errors, reasons, strict=True):
         assert reason in error
-    assert "3 images labelled, 7 failed" in capsys.readouterr().err
+    assert "3 images tagged, 7 failed" in capsys.readouterr().err
 
 
 def test_failed_images_are_tried_again_on_request(tag, photos, tmp_path):
@@ -509,8 +511,44 @@ def test_ray_gives_the_same_file(tag, whole, photos, tmp_path):
     assert output.read_bytes() == whole
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 64, 1024])
+@pytest.mark.parametrize("sizes", [(64, 96), (800, 1333), (1200, 4000)])
+def test_images_read_ahead_for_a_ray_actor_keep_to_a_size_at_any_batch_size(
+    batch_size, sizes, tmp_path
+):
+    keys = "INPUT.MIN_SIZE_TEST", sizes[0], "INPUT.MAX_SIZE_TEST", sizes[1]
+    cfg, options = small_config(*keys), TagOptions(np.zeros(1), batch_size=batch_size)
+    count, reader = ray_engine.images_in_flight(cfg, options), ImageReader(ImageMapper(cfg))
+    for side in (100, 300):  # of the model's input, the long side is at its limit
+        cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, side, 3), np.uint8))
+        image = reader[str(tmp_path / "a.png")]["image"]
+        assert 1 <= count <= 2 * batch_size
+        assert count * image.nbytes <= 128 * 2**20
+
+
+def test_an_image_that_is_not_resized_is_read_ahead_alone():
+    cfg = small_config("INPUT.MIN_SIZE_TEST", 0)
+    options = TagOptions(np.zeros(1), batch_size=64, max_pixels=40_000_000)  # 120 MB
+    assert ray_engine.images_in_flight(cfg, options) == 1
+
+
+def test_reading_ahead_keeps_the_order_and_the_number():
+    begun, most = [], []
+
+    def finish(number):
+        most.append(len(begun) - len(most))
+        return -number
+
+    def start(number):
+        begun.append(number)
+        return number
+
+    assert list(ray_engine.read_ahead(start, finish, range(7), 3)) == [-n for n in range(7)]
+    assert begun == list(range(7))
+    assert most == [3, 3, 3, 3, 3, 2, 1]
+
+
 def test_without_ray_its_engine_names_the_extra(tag, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setitem(sys.modules, "ray.data", None)
     assert tag(photos, "--engine", "ray", output=tmp_path / "labels.jsonl") == 2
     assert "pip install 'scnet_d2[ray]'" in capsys.readouterr().err
