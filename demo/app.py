@@ -12,7 +12,6 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from scnet_d2 import load_config, use_available_device
 from scnet_d2.app.label_page import (
     PHOTO_SIDE,
     SCRIPT,
@@ -22,7 +21,7 @@ from scnet_d2.app.label_page import (
     page_html,
 )
 from scnet_d2.data import ImageError, read_image
-from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference import SCNetPredictor, load_run
 from scnet_d2.report.templates import jpeg_url
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
@@ -239,14 +238,12 @@ def load_examples(folder: str) -> dict[str, str]:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_run(args.config_file, opts=args.opts)
     if cfg.MODEL.META_ARCHITECTURE != "SCNet":
         raise ValueError(
             f"{args.config_file}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; the "
             "page shows the boxes of SCNet"
         )
-    use_available_device(cfg)
-    cfg.freeze()
     return cfg
 
 

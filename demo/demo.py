@@ -14,21 +14,23 @@ import tqdm
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
-from scnet_d2 import load_config, use_available_device
 from scnet_d2.data import ImageError, read_image
 from scnet_d2.evaluation import predicted
-from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels, rounded_scores
+from scnet_d2.inference import (
+    SCNetPredictor,
+    describe_labels,
+    draw_labels,
+    load_run,
+    rounded_scores,
+)
 from scnet_d2.outputs import new_folder, write_image
 
 LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
 
 def setup(args) -> CfgNode:
-    """Read the config and the key overrides."""
-    cfg = load_config(args.config_file, args.opts)
-    use_available_device(cfg)
-    cfg.freeze()
-    return cfg
+    """The config, and the key overrides."""
+    return load_run(args.config_file, opts=args.opts)
 
 
 def main(args) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from branch_scores import load_run
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
+from scnet_d2.inference import load_run
 from scnet_d2.modeling import SCNet
 from scnet_d2.outputs import new_file, write_json
 
@@ -43,7 +43,7 @@ def load_model(run: Path, boxes: int, dataset: str) -> tuple[SCNet, object]:
 def record(model: SCNet, loader) -> list[torch.Tensor]:
     """Fused label scores (K, C) of the boxes of each image, the highest objectness first."""
     images: list[torch.Tensor] = []
-    hook = model.aggregator.register_forward_pre_hook(lambda _, args: images.append(args[0]))
+    hook = model.aggregator.register_forward_pre_hook(lambda _, args: images.append(args[0].cpu()))
     for batch in tqdm(loader, desc="predicting", delay=5):
         model(batch)
     hook.remove()

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from detectron2.config import CfgNode
 
-from scnet_d2 import load_config, use_available_device
 from scnet_d2.modeling import SCNet
 
 
-def load_run(folder: Path) -> CfgNode:
-    """Config of a finished run of train_net.py, with its final weights."""
-    cfg = load_config(folder / "config.yaml")
-    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
-    use_available_device(cfg)
-    return cfg
-
-
 class BranchScores(NamedTuple):
-    """What the aggregator of SCNet gets for the K boxes of one image; one branch may be None."""
+    """What the aggregator of SCNet gets for the K boxes of one image; one branch may be None.
+
+    The tensors are on the CPU.
+    """
 
     object: torch.Tensor | None  # (K, C) in [0, 1]
     context: torch.Tensor | None  # (K, C) in [0, 1]
@@ -43,9 +35,10 @@ class Recorder:
 
     def _record(self, object_logits, context_logits, patch_confidence):
         branches = (
-            None if x is None else x.float().sigmoid() for x in (object_logits, context_logits)
+            None if x is None else x.float().sigmoid().cpu()
+            for x in (object_logits, context_logits)
         )
-        self.images.append(BranchScores(*branches, patch_confidence.float()))
+        self.images.append(BranchScores(*branches, patch_confidence.float().cpu()))
         return self._fuse(object_logits, context_logits, patch_confidence)
 
     def stop(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from branch_scores import BranchScores, Recorder, load_run
+from branch_scores import BranchScores, Recorder
 from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
+from scnet_d2.inference import load_run
 from scnet_d2.modeling.aggregation import logsumexp, max_score, noisy_or, topk_mean
 from scnet_d2.outputs import new_file, write_json
 

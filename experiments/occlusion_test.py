@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from branch_scores import Recorder, load_run
+from branch_scores import Recorder
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from scnet_d2.data import (
 )
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import ground_truth
-from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference import SCNetPredictor, load_run
 from scnet_d2.modeling import expand_boxes
 from scnet_d2.outputs import new_file, write_json
 
@@ -76,11 +76,11 @@ def branch_scores(
     """(C,) scores of each image, with a part made grey: of the model, and of each branch in it."""
     recorder = Recorder(predictor.model)
     for d in tqdm(dicts, desc=part or "untouched", delay=5, leave=False):
-        image = read_image(d["file_name"], predictor.input_format).copy()
+        image = read_image(d["file_name"], "BGR").copy()
         boxes = object_boxes(d, class_ids)
         if part and len(boxes):
             image[part_mask(boxes, image.shape[:2], *PARTS[part])] = GREY
-        scores = {"both": predictor(image)["image_scores"]}
+        scores = {"both": predictor(image)["image_scores"].cpu()}
         branches = recorder.images.pop()
         if branches.object is not None and branches.context is not None:
             scores |= {k: getattr(branches, k).amax(dim=0) for k in ("object", "context")}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from branch_scores import load_run
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
-from scnet_d2.inference import optimize_for_inference
+from scnet_d2.inference import load_run, optimize_for_inference
 
 TYPES = {"plain": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = 0.02
@@ -29,8 +28,7 @@ TOLERANCE = 0.02
 
 def load_model(run: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model of a run in float32; optimised where `dtype` is given."""
-    cfg = load_run(run)
-    cfg.SOLVER.AMP.CPU = False
+    cfg = load_run(run, opts=["SOLVER.AMP.CPU", False])
     model = Trainer.build_model(cfg).eval()
     SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
     return model if dtype is None else optimize_for_inference(model, dtype)

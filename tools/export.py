@@ -14,10 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from tabulate import tabulate
 
-from scnet_d2 import load_config
 from scnet_d2.data import read_image
 from scnet_d2.data.context_scenes import SceneConfig, render_scene
-from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference import SCNetPredictor, load_run
 from scnet_d2.inference import export as formats
 from scnet_d2.inference.export import Difference, output_difference, pytorch_run
 from scnet_d2.outputs import whole_file
@@ -64,10 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides; the model is on the CPU."""
-    cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
+    return load_run(args.config_file, opts=[*args.opts, "MODEL.DEVICE", "cpu"])
 
 
 def check(predictor: SCNetPredictor, args, file: Path) -> Iterator[tuple[str, str, Difference]]:

@@ -60,12 +60,19 @@ class Page(HTMLParser):
 def made_output() -> dict:
     """Three detections of two boxes: the first box is one of a cat and one of a dog."""
     instances = Instances((100, 200))
-    instances.pred_boxes = Boxes(torch.tensor([[10.0, 10, 50, 60]] * 2 + [[100.0, 20, 180, 90]]))
-    instances.context_boxes = Boxes(torch.tensor([[0.0, 0, 70, 85]] * 2 + [[60.0, 0, 200, 100]]))
+    first, second = [10.0, 10, 50, 60], [100.0, 20, 180, 90]
+    around_first, around_second = [0.0, 0, 70, 85], [60.0, 0, 200, 100]
+    instances.pred_boxes = Boxes(torch.tensor([first, first, second]))
+    instances.context_boxes = Boxes(torch.tensor([around_first, around_first, around_second]))
     instances.pred_classes = torch.tensor([0, 1, 0])
     instances.scores = torch.tensor([0.9, 0.7, 0.6])
     instances.label_scores = torch.tensor([[0.9, 0.7, 0.1]] * 2 + [[0.6, 0.2, 0.3]])
-    return {"instances": instances, "image_scores": torch.tensor([0.9, 0.7, 0.3])}
+    return {
+        "instances": instances,
+        "image_scores": torch.tensor([0.9, 0.7, 0.3]),
+        "label_boxes": torch.tensor([first, first, second]),
+        "label_context_boxes": torch.tensor([around_first, around_first, around_second]),
+    }
 
 
 def made_page(output, names=("cat", "dog", "cow"), threshold=0.5, name="a.jpg") -> Page:
@@ -172,7 +179,10 @@ def test_photographs_are_turned_as_their_exif_says(app, tmp_path):
 
 def test_a_config_without_scnet_is_refused(app, tmp_path):
     (tmp_path / "config.yaml").write_text("MODEL: {META_ARCHITECTURE: ImageLabeler}")
-    args = SimpleNamespace(config_file=str(tmp_path / "config.yaml"), opts=[])
+    (tmp_path / "w.pth").touch()
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "MODEL.ROI_HEADS.NUM_CLASSES", 1]
+    opts += ["DATASETS.CLASS_NAMES", "('cat',)"]
+    args = SimpleNamespace(config_file=str(tmp_path / "config.yaml"), opts=opts)
     with pytest.raises(ValueError, match=r"MODEL\.META_ARCHITECTURE is ImageLabeler"):
         app.setup(args)
 

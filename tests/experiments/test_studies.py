@@ -89,3 +89,24 @@ def test_optimised_scores_are_held_against_the_evaluated_ones(run, evaluated):
     plain, fast = optimized_scores.compare(scores, truth.labels, truth.ignored)
     assert plain["mAP"] == pytest.approx(evaluated, abs=1e-3)
     assert fast["largest"] < 1e-3
+
+
+def test_occlusion_of_an_rgb_model_is_that_of_its_bgr_twin(run, tmp_path):
+    """The twin has its input channels in the other order: in the config, and in its weights."""
+    cfg = occlusion_test.load_run(run)
+    state = torch.load(cfg.MODEL.WEIGHTS)["model"]
+    state["backbone.bottom_up.stem.conv1.weight"] = state[
+        "backbone.bottom_up.stem.conv1.weight"
+    ].flip(1)
+    torch.save({"model": state}, tmp_path / "model_final.pth")
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = (
+        x[::-1] for x in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    )
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    bgr, rgb = (
+        occlusion_test.study(folder, DATASET, list(CLASSES), ["inside"])
+        for folder in (run, tmp_path)
+    )
+    assert rgb["untouched"] == pytest.approx(bgr["untouched"], abs=1e-3)
+    assert rgb["inside"] == pytest.approx(bgr["inside"], abs=1e-3)
