@@ -30,7 +30,7 @@ test: setup
 
 # Tables and plots of docs/results.md from the stored results; and one cell of them run again.
 evidence: setup
-	$(PY) experiments/evidence.py
+	$(PY) experiments/evidence.py --overwrite
 
 PLAN ?= experiments/results/scenes.yaml
 CELL ?= context_scenes-scnet-1

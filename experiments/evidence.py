@@ -326,6 +326,16 @@ def run_again(plan: Plan, cell: Cell, work: Path) -> bool:
     return inside
 
 
+def outputs(args: argparse.Namespace) -> Iterator[Path]:
+    """The files that a command writes."""
+    if args.object_sizes:
+        yield args.results / f"{args.object_sizes}-sizes.npz"
+        return
+    yield args.results / "evidence.json"
+    for pattern in ("*.yaml", "fusion*.json", "occlusion*.json"):
+        yield from (args.images / f"{path.stem}.png" for path in args.results.glob(pattern))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints everything that is stored, and draws it."""
     parser = argparse.ArgumentParser(
@@ -333,6 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
+    parser.add_argument("--overwrite", action="store_true", help="plots and values that are there")
     parser.add_argument("--object-sizes", metavar="DATASET", help="store them, and end")
     parser.add_argument(
         "--again", nargs=2, metavar=("PLAN", "CELL"), help="run a cell again, compare, and end"
@@ -345,10 +356,11 @@ def main(arguments: list[str] | None = None) -> None:
         if args.again[1] not in cells:
             parser.error(f"{args.again[0]} has no cell {args.again[1]}; it has {', '.join(cells)}")
         raise SystemExit(0 if run_again(plan, cells[args.again[1]], args.work) else 1)
+    for path in outputs(args):
+        if path.exists() and not args.overwrite:
+            parser.error(f"{path} is there already: add --overwrite, or name another folder")
     if args.object_sizes:
-        return write_object_sizes(
-            args.object_sizes, args.results / f"{args.object_sizes}-sizes.npz"
-        )
+        return write_object_sizes(args.object_sizes, *outputs(args))
     images = args.images
     images.mkdir(parents=True, exist_ok=True)
     evidence = {}

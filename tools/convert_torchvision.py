@@ -79,23 +79,24 @@ def save(model: dict[str, torch.Tensor], path: Path) -> None:
             pickle.dump(checkpoint | {"model": arrays}, file)
 
 
-def main(args) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Convert a file and say what the config must have."""
-    if Path(args.output).suffix not in (".pkl", ".pth"):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input", help="torchvision's .pth, or the same names in .safetensors")
+    parser.add_argument("output", type=new_file, help="new file, .pkl or .pth")
+    args = parser.parse_args(arguments)
+    if args.output.suffix not in (".pkl", ".pth"):
         raise ValueError(f"{args.output}: name the output .pkl or .pth")
     state = read_checkpoint(args.input)["model"]
     try:
         model = convert(state)
     except CheckpointError as error:
         raise CheckpointError(f"{args.input}: {error}") from error
-    save(model, Path(args.output))
+    save(model, args.output)
     print(f"# {len(model)} of {len(state)} tensors of {args.input} are in {args.output};")
     print("# left out: the classifier fc.* and batch norm's num_batches_tracked")
     print(CONFIG.format(path=args.output, **architecture(model)))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("input", help="torchvision's .pth, or the same names in .safetensors")
-    parser.add_argument("output", type=new_file, help="new file, .pkl or .pth")
-    main(parser.parse_args())
+    main()

@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--output", metavar="FILE.html", type=Path, help="default: RUN_DIR/report.html"
     )
+    parser.add_argument("--overwrite", action="store_true", help="a report that is there already")
     parser.add_argument(
         "--dataset", help="default: the first of the run's DATASETS.TEST that has been evaluated"
     )
@@ -23,6 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.images < 0:
         parser.error(f"--images must be at least 0, got {args.images}")
+    path = args.output or args.run_dir / "report.html"
+    if path.exists() and not args.overwrite:
+        parser.error(f"{path} is there already: name another --output or add --overwrite")
     try:
         path = write_html_report(
             args.run_dir, args.output, dataset=args.dataset, gallery_size=args.images

@@ -6,7 +6,6 @@ import pickle
 import re
 import struct
 import sys
-from argparse import Namespace
 
 import convert_torchvision
 import numpy as np
@@ -259,7 +258,7 @@ def test_converted_torchvision_weights_give_torchvisions_features(
     network = imagenet_like(getattr(torchvision.models, name)(weights=None))
     torch.save(network.state_dict(), tmp_path / "in.pth")
     converted = str(tmp_path / f"out{end}")
-    convert_torchvision.main(Namespace(input=str(tmp_path / "in.pth"), output=converted))
+    convert_torchvision.main([str(tmp_path / "in.pth"), converted])
     printed = capsys.readouterr().out
     if config:
         config += ("MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 64)
@@ -282,7 +281,7 @@ def test_converted_torchvision_weights_give_torchvisions_features(
 
 def test_converter_refuses_other_networks(tmp_path):
     torch.save({"layer1.0.conv1.weight": torch.ones(1), "cls_token": torch.ones(1)}, tmp_path / "x")
-    files = Namespace(input=str(tmp_path / "x"), output=str(tmp_path / "y.pkl"))
+    files = [str(tmp_path / "x"), str(tmp_path / "y.pkl")]
     with pytest.raises(CheckpointError, match=r"x: 'cls_token' is no tensor of torchvision's Res"):
         convert_torchvision.main(files)
     assert not (tmp_path / "y.pkl").exists()

@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
+import sys
 import zlib
 
 import cv2
@@ -492,20 +494,40 @@ def test_a_new_folder_is_absent_or_empty(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments"),
+    ("program", "command"),
     [
-        ("tune_thresholds", ["val.npz"]),
-        ("compare_fusion", ["run", "--dataset", "d"]),
-        ("occlusion_test", ["run", "--dataset", "d", "--classes", "cat"]),
+        ("tune_thresholds", "val.npz --output mine.json"),
+        ("compare_fusion", "run --dataset d --output mine.json"),
+        ("occlusion_test", "run --dataset d --classes cat --output mine.json"),
+        ("box_budget", "run --dataset d --output mine.json"),
+        ("evidence", "--results . --images plots"),
+        ("evidence", "--results results --images ."),
+        ("evidence", "--results . --object-sizes d"),
+        ("report", "run --output mine.json"),
+        ("report", "."),
+        ("export", "--config-file c --format onnx --output mine.json"),
+        ("convert_torchvision", "in.pth mine.pth"),
+        ("scnet_d2.data.context_scenes.__main__", "--root data --contact-sheet mine.png"),
+        ("demo", "--config-file c --input a.jpg --output mine.json"),
     ],
 )
-def test_tools_refuse_to_write_over_a_file_before_they_work(tmp_path, capsys, tool, arguments):
-    mine = tmp_path / "mine.json"
-    mine.write_text("mine")
+def test_programs_refuse_to_write_over_a_file_before_they_work(
+    tmp_path, monkeypatch, capsys, program, command
+):
+    names = ("mine.json", "mine.pth", "mine.png", "evidence.json", "d-sizes.npz", "plan.png")
+    for name in (*names, "report.html"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "plan.yaml").touch()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program, *command.split()])
+    module = importlib.import_module(program)
     with pytest.raises(SystemExit):
-        importlib.import_module(tool).main([*arguments, "--output", str(mine)])
-    assert "mine.json is there already: name another file" in capsys.readouterr().err
-    assert mine.read_text() == "mine"
+        module.get_parser().parse_args() if program == "demo" else module.main()
+    assert re.search(r" is (there already|not empty)", capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all((tmp_path / name).read_text() == "mine" for name in (*names, "report.html"))
 
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path):

@@ -32,6 +32,7 @@ from tabulate import tabulate
 
 from scnet_d2.data import boxes, coco, labels, voc
 from scnet_d2.data.context_scenes import SceneConfig, generate
+from scnet_d2.outputs import new_folder
 
 try:
     import atheris
@@ -170,7 +171,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=-1, help="most files, default: no limit")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--root", type=Path, help="data sets root whose files are seeds too")
-    parser.add_argument("--output", type=Path, help="new folder, default: under output/fuzz")
+    parser.add_argument("--output", type=new_folder, help="new folder, default: under output/fuzz")
     args = parser.parse_args(arguments)
     args.output = args.output or Path(
         "output/fuzz", f"{args.target}-{time.strftime('%Y%m%d-%H%M%S')}"
