@@ -304,8 +304,7 @@ def stop_in_the_second_chunk(stop: int) -> None:
     tag_output.TagOutput.append = stopped
 
 
-KILLED = f"""if True:
-    import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+KILLED = """if True:
     from test_tagging import main, stop_in_the_second_chunk
     stop_in_the_second_chunk(9)
     main()"""
@@ -316,8 +315,9 @@ def test_a_killed_run_goes_on_to_the_same_file(tag, whole, photos, weights, tmp_
     options = ["--threshold", 0, "--top-k", 3, "--batch-size", BATCH, "--workers", 2]
     command = [sys.executable, "-W", "ignore", "-c", KILLED, "--weights", weights, *options]
     done = subprocess.run(
-        [*map(str, command), "--output", output, photos], timeout=200, check=False
-    )
+        [*map(str, command), "--output", output, photos], timeout=200, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
     assert output.read_bytes().count(b"\n") == 8 * BATCH
     assert output.read_bytes().endswith(b'\n{"file": "')
