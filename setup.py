@@ -35,8 +35,8 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
         python_requires=">=3.11",
         install_requires=[
             "detectron2>=0.6",
-            "torch>=2.1",
-            "torchvision",
+            "torch>=2.6",  # the oldest on which the tests were run
+            "torchvision>=0.21",
             "fvcore",
             "pycocotools>=2.0.6",
             opencv(),
