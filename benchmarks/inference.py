@@ -77,7 +77,8 @@ def prepare(setup: Setup):
 def set_score_threshold(model: nn.Module, inputs: list[dict]) -> None:
     """Set the least score of a detection to one that as many label scores reach as boxes exist."""
     scores: list[torch.Tensor] = []
-    if hasattr(model, "roi_heads"):
+    stock = hasattr(model.roi_heads, "box_predictor")
+    if stock:
         part = model.roi_heads.box_predictor
         hook = part.register_forward_hook(
             lambda _, inputs, outputs: scores.append(outputs[0].softmax(dim=1)[:, :-1])
@@ -89,10 +90,10 @@ def set_score_threshold(model: nn.Module, inputs: list[dict]) -> None:
     hook.remove()
     found = torch.cat(scores)
     threshold = found.flatten().topk(max(len(found), 1)).values.min().item() if len(found) else 0.0
-    if hasattr(model, "roi_heads"):
+    if stock:
         part.test_score_thresh = threshold
     else:
-        model.score_thresh = threshold
+        model.roi_heads.score_thresh = threshold
 
 
 def fastest(base: Setup) -> Setup:

@@ -75,7 +75,7 @@ def make_objects(size: int, num_classes: int) -> Instances:
 def count_sampled(model: nn.Module) -> list[int]:
     """A list that grows by the number of boxes sampled in every image."""
     counts: list[int] = []
-    sampler = model.roi_heads if hasattr(model, "roi_heads") else model.proposal_sampler
+    sampler = model.roi_heads
     sample = sampler.label_and_sample_proposals
 
     def counted(*args):

@@ -10,7 +10,7 @@ from scnet_d2.modeling import SCNet
 
 
 class BranchScores(NamedTuple):
-    """What the aggregator of SCNet gets for the K boxes of one image; one branch may be None.
+    """What the fusion of SCNet gets for the K boxes of one image; one branch may be None.
 
     The tensors are on the CPU.
     """
@@ -29,18 +29,12 @@ class Recorder:
             model: predicts one image at a time.
         """
         self.images: list[BranchScores] = []
-        self._aggregator = model.aggregator
-        self._fuse = model.aggregator.fuse
-        model.aggregator.fuse = self._record
+        self._hook = model.roi_heads.fusion.register_forward_pre_hook(self._record)
 
-    def _record(self, object_logits, context_logits, patch_confidence):
-        branches = (
-            None if x is None else x.float().sigmoid().cpu()
-            for x in (object_logits, context_logits)
-        )
-        self.images.append(BranchScores(*branches, patch_confidence.float().cpu()))
-        return self._fuse(object_logits, context_logits, patch_confidence)
+    def _record(self, fusion, logits: tuple[torch.Tensor | None, ...]) -> None:
+        scores = (None if x is None else x.float().sigmoid().cpu() for x in logits)
+        self.images.append(BranchScores(*scores))
 
     def stop(self) -> None:
         """Leave the model as it was."""
-        del self._aggregator.fuse
+        self._hook.remove()

@@ -26,7 +26,8 @@ from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import load_run
-from scnet_d2.modeling.aggregation import logsumexp, max_score, noisy_or, topk_mean
+from scnet_d2.modeling.aggregation import logsumexp, noisy_or, topk_mean
+from scnet_d2.modeling.aggregation import max as max_score
 from scnet_d2.outputs import new_file, write_json
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -48,9 +49,9 @@ FUSIONS: dict[str, Callable[[BranchScores], torch.Tensor]] = {
 }
 AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "max": max_score,
-    "topk_mean, k = 2": partial(topk_mean, k=2),
-    "topk_mean, k = 3": partial(topk_mean, k=3),
-    "topk_mean, k = 5": partial(topk_mean, k=5),
+    "topk_mean, k = 2": partial(topk_mean, topk=2),
+    "topk_mean, k = 3": partial(topk_mean, topk=3),
+    "topk_mean, k = 5": partial(topk_mean, topk=5),
     "logsumexp, r = 10": partial(logsumexp, sharpness=10.0),
     "logsumexp, r = 30": partial(logsumexp, sharpness=30.0),
     "noisy_or": noisy_or,

@@ -44,6 +44,38 @@ def make_input(boxes, classes, size=(96, 128), **extra) -> dict:
     return {"image": image, "instances": instances, "file_name": "made.png", **extra}
 
 
+TWO_IMAGES = (
+    ([[10, 10, 50, 60], [60, 20, 100, 80]], [3, 7], (96, 128)),
+    ([[5, 5, 40, 30]], [0], (128, 96)),
+)
+
+
+def two_images() -> list[dict]:
+    """Inputs of mixed sizes, of originals twice as large."""
+    return [make_input(*x, height=2 * x[2][0], width=2 * x[2][1]) for x in TWO_IMAGES]
+
+
+def assert_contract(outputs, inputs, num_classes):
+    """The outputs are as `SCNet.forward` promises them."""
+    for output, x in zip(outputs, inputs, strict=True):
+        scores, instances = output["image_scores"], output["instances"]
+        assert scores.shape == (num_classes,)
+        assert scores.dtype == torch.float32
+        assert ((scores >= 0) & (scores <= 1)).all()
+        assert instances.image_size == (x["height"], x["width"])
+        assert instances.label_scores.shape == (len(instances), num_classes)
+        for boxes in (output["label_boxes"], output["label_context_boxes"]):
+            assert boxes.shape == (num_classes, 4)
+            assert (boxes >= 0).all()
+            assert (boxes[:, 0::2] <= x["width"]).all()
+            assert (boxes[:, 1::2] <= x["height"]).all()
+        for boxes in (instances.pred_boxes, instances.context_boxes):
+            assert isinstance(boxes, Boxes)
+            assert (boxes.tensor >= 0).all()
+            assert (boxes.tensor[:, 2] <= x["width"]).all()
+            assert (boxes.tensor[:, 3] <= x["height"]).all()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -25,11 +25,9 @@ from torch import nn
 
 from scnet_d2 import load_config
 
-HEADS = {
-    "object head": "object_head",
-    "context head": "context_head",
-    "box head (Faster R-CNN)": "roi_heads",
-}
+BRANCHES = {"object head": "roi_heads.object_head", "context head": "roi_heads.context_head"}
+BOX_HEAD = {"box head (Faster R-CNN)": "roi_heads"}
+HEADS = BRANCHES | BOX_HEAD
 FASTER_RCNN = (
     "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
     "MODEL.MASK_ON", False, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False,
@@ -74,7 +72,8 @@ def count(cfg: CfgNode, short_side: int, num_boxes: int) -> dict[str, Cost]:
 
 
 def _paths(model: nn.Module) -> dict[str, str]:
-    heads = {name: path for name, path in HEADS.items() if getattr(model, path, None) is not None}
+    modules = dict(model.named_modules())
+    heads = {name: path for name, path in BRANCHES.items() if path in modules} or BOX_HEAD
     backbone = {"backbone": "backbone.bottom_up", "FPN": "backbone"}
     return backbone | {"RPN": "proposal_generator"} | heads
 

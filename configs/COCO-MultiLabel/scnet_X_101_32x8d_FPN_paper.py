@@ -15,12 +15,20 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead, ROIHeads
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from detectron2.solver.build import maybe_add_gradient_clipping
 
 from scnet_d2.data import MultiLabelDatasetMapper
 from scnet_d2.evaluation import MultiLabelEvaluator
-from scnet_d2.modeling import ContextHead, LabelAggregator, LabelPredictor, ObjectHead, SCNet
+from scnet_d2.modeling import (
+    ContextHead,
+    LabelAggregator,
+    LabelPredictor,
+    ObjectHead,
+    SCNet,
+    SCNetROIHeads,
+    ScoreFusion,
+)
 
 NUM_CLASSES = 80
 POOLED = ["p2", "p3", "p4", "p5"]
@@ -38,7 +46,7 @@ def branch() -> dict:
             sampling_ratio=0,
             pooler_type="ROIAlignV2",
         ),
-        "trunk": L(FastRCNNConvFCHead)(
+        "box_head": L(FastRCNNConvFCHead)(
             input_shape=ShapeSpec(channels=256, height=7, width=7),
             conv_dims=[],
             fc_dims=[1024, 1024],
@@ -74,28 +82,30 @@ rcnn = get_config("common/models/mask_rcnn_fpn.py").model
 model = L(SCNet)(
     backbone=rcnn.backbone,
     proposal_generator=rcnn.proposal_generator,
-    proposal_sampler=L(ROIHeads)(
+    roi_heads=L(SCNetROIHeads)(
         num_classes=NUM_CLASSES,
         batch_size_per_image=256,
         positive_fraction=0.25,
         proposal_matcher=L(Matcher)(
             thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
         ),
+        object_head=L(ObjectHead)(
+            **branch(),
+            box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
+            feature_dim=1024,
+            smooth_l1_beta=1.0,
+        ),
+        context_head=L(ContextHead)(**branch()),
+        fusion=L(ScoreFusion)(object_weight=0.5),
+        expansion_ratio=2.0,
+        label_iou=0.5,
+        label_coverage=0.5,
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_image=100,
     ),
-    object_head=L(ObjectHead)(
-        **branch(),
-        box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
-        feature_dim=1024,
-        smooth_l1_beta=1.0,
-    ),
-    context_head=L(ContextHead)(**branch()),
-    aggregator=L(LabelAggregator)(object_weight=0.5),
-    expansion_ratio=2.0,
-    label_iou=0.5,
-    label_coverage=0.5,
-    score_thresh=0.05,
-    nms_thresh=0.5,
-    detections_per_image=100,
+    aggregator=L(LabelAggregator)(),
+    input_format="BGR",
     pixel_mean=[103.530, 116.280, 123.675],
     pixel_std=[57.375, 57.120, 58.395],
 )

@@ -18,7 +18,7 @@ from .files import (
     replace_file,
 )
 from .load_report import LoadReport
-from .names import convert_detector, match_suffixes, why_left_out
+from .names import convert_detector, match_suffixes, rename_former, why_left_out
 
 logger = logging.getLogger(__name__)
 _MATCHING = "?matching_heuristics=True"
@@ -152,6 +152,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]):
         report, model_state = self.report, self.model.state_dict()
         state = self._rename(checkpoint, model_state)
+        rename_former(state, model_state)
         conversion = convert_detector(state, model_state, self.init_trunk)
         checkpoint["model"] = state
         incompatible = super()._load_model(checkpoint)  # takes tensors of wrong shape out of state

@@ -40,7 +40,7 @@ class LoadReport:
         headers = ("part of the model", "loaded", "not in file", "wrong shape", "why")
         total = sum(map(len, (self.loaded, self.missing, self.filled, self.wrong_shape)))
         text = f"Weights: {len(self.loaded)} of {total} tensors from {self.file}\n"
-        text += _table(rows, headers, 24)
+        text += _table(rows, headers, 18)
         left_out = Counter((part_of(name), why) for name, why in self.left_out.items())
         if left_out:
             rows = [(p, n, why) for (p, why), n in sorted(left_out.items())]

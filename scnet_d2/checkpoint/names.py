@@ -9,12 +9,20 @@ from typing import NamedTuple
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
-_TRUNK = re.compile(r"(?:roi_heads\.)?box_head\.(.+)")
+_BOX_HEAD = re.compile(r"(?:roi_heads\.)?box_head\.(.+)")
 _PREDICTOR = re.compile(r"(?:roi_heads\.box_predictor\.)?(cls_score|bbox_pred)\.(weight|bias)")
-_BRANCHES = ("object_head", "context_head")
+_BRANCHES = ("roi_heads.object_head", "roi_heads.context_head")
 _WHY_LEFT_OUT = (
     (r".*cell_anchors.*", "the config sets these"),
     (r"(linear|fc|fc1000|head\.fc)\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),
+)
+
+
+# Names of the project's first version → those of now.
+_FORMER = (
+    (r"^(object|context)_head\.trunk\.", r"roi_heads.\1_head.box_head."),
+    (r"^(object|context)_head\.", r"roi_heads.\1_head."),
+    (r"^label_predictor\.", "head."),
 )
 
 
@@ -51,10 +59,20 @@ def match_suffixes(
     return renamed
 
 
+def rename_former(state: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor]) -> None:
+    """Give tensors that have names of the project's first version their present ones, in place."""
+    for name in [n for n in state if n not in model_state]:
+        renamed = name
+        for pattern, new in _FORMER:
+            renamed = re.sub(pattern, new, renamed)
+        if renamed in model_state:
+            state[renamed] = state.pop(name)
+
+
 def convert_detector(
     state: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor], init_trunk: bool
 ) -> Conversion:
-    """Move a Faster R-CNN's box head into SCNet's branches, in place; other models stay untouched.
+    """Move a Faster R-CNN's box head into both branches, in place; other models stay untouched.
 
     Args:
         state: the file's tensors in Detectron2's naming.
@@ -65,15 +83,15 @@ def convert_detector(
         What was left out and where the rest came from.
     """
     conversion = Conversion({}, {})
-    branches = [b for b in _BRANCHES if any(k.startswith(b + ".trunk.") for k in model_state)]
+    branches = [b for b in _BRANCHES if any(k.startswith(b + ".box_head.") for k in model_state)]
     if not branches:
         return conversion
     for name in list(state):
-        if trunk := _TRUNK.fullmatch(name):
-            targets = [f"{branch}.trunk.{trunk[1]}" for branch in branches]
+        if box_head := _BOX_HEAD.fullmatch(name):
+            targets = [f"{branch}.box_head.{box_head[1]}" for branch in branches]
             why = "" if init_trunk else "MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR is False"
         elif predictor := _PREDICTOR.fullmatch(name):
-            targets = [f"object_head.location_regressor.{predictor[2]}"]
+            targets = [f"roi_heads.object_head.location_regressor.{predictor[2]}"]
             why = _why_not_predictor(
                 predictor[1], state[name], targets[0] in model_state, init_trunk
             )
@@ -104,16 +122,17 @@ def part_of(name: str) -> str:
 
     Examples:
         `backbone.bottom_up.res2.0.conv1.weight` → `backbone.bottom_up`; `backbone.fpn_output2.bias`
-        → `backbone.fpn`; `object_head.trunk.fc1.weight` → `object_head.trunk`.
+        → `backbone.fpn`; `roi_heads.object_head.box_head.fc1.weight` →
+        `roi_heads.object_head.box_head`.
     """
     first, second = [*name.split("."), ""][:2]
     if first == "backbone":
         return {"bottom_up": "backbone.bottom_up", "fpn": "backbone.fpn"}.get(
             second.split("_lateral")[0].split("_output")[0], first
         )
-    if second == "box_predictor":
-        return _module(name, 3)
-    return _module(name, 2) if first in (*_BRANCHES, "roi_heads") else first
+    if first == "roi_heads":
+        return _module(name, 3 if second in ("box_predictor", "object_head", "context_head") else 2)
+    return first
 
 
 def _why_not_predictor(layer: str, tensor, has_regressor: bool, init_trunk: bool) -> str:

@@ -15,12 +15,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.export import TracingAdapter
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
 
 from .. import __version__
 from ..checkpoint import SCNetCheckpointer
 from ..config import add_scnet_config
 from ..modeling import SCNet
+from ..modeling.roi_heads.context_boxes import best_boxes, scale_boxes
 from ..outputs import replacing, whole_file
 from .predictor import SCNetPredictor
 
@@ -30,7 +30,10 @@ METADATA_FILE = "scnet_d2.json"  # in a TorchScript archive
 ONNX_OPSET = 17  # RoiAlign is Detectron2's from 16 on
 PAIRED_PX = 1.0  # two boxes are the same one if no coordinate differs by more
 _EXAMPLE_SIZE = (224, 320)  # of the traced image; the graph holds for any size
-_MODULES_WITH_LEN = ("scnet_d2.modeling.roi_heads.branches", "scnet_d2.modeling.meta_arch.scnet")
+_MODULES_WITH_LEN = (
+    "scnet_d2.modeling.roi_heads.branches",
+    "scnet_d2.modeling.roi_heads.scnet_roi_heads",
+)
 
 
 class Outputs(NamedTuple):
@@ -40,6 +43,8 @@ class Outputs(NamedTuple):
     boxes: torch.Tensor  # (K, 4) XYXY of all boxes that the RPN keeps, refined and clipped
     label_scores: torch.Tensor  # (K, C) fused scores in [0, 1]
     context_boxes: torch.Tensor  # (K, 4) XYXY
+    label_boxes: torch.Tensor  # (C, 4) XYXY, the box in which a label scores highest, or nan
+    label_context_boxes: torch.Tensor  # (C, 4) XYXY, the context box of that box
 
 
 class Difference(NamedTuple):
@@ -53,23 +58,29 @@ class Difference(NamedTuple):
     context_boxes: float  # px
 
 
+_OF_BOXES = ("boxes", "label_scores", "context_boxes")  # outputs with a row for each of K boxes
+
 Run = Callable[[np.ndarray], Outputs]
 
 
 def predict_image(model: SCNet, image: torch.Tensor) -> Outputs:
     """What is exported: SCNet for one image, before detections are selected.
 
-    The highest of a label's `label_scores` names the box that the label comes from.
-
     Args:
         model: in evaluation mode.
         image: (H, W, 3) uint8, resized, in the model's `INPUT.FORMAT`.
     """
     images = model.preprocess_image([{"image": image.permute(2, 0, 1)}])
-    boxes, scores, context = model.score_boxes(images)
-    refined = Boxes(boxes[0])
-    refined.clip(images.image_sizes[0])
-    return Outputs(model.aggregator(scores[0]), refined.tensor, scores[0], context[0].tensor)
+    (scored,) = model.score_boxes(images)
+    label_boxes = (scale_boxes(b, scored.image_size, scored.image_size) for b in best_boxes(scored))
+    scored.pred_boxes.clip(scored.image_size)
+    return Outputs(
+        model.aggregator(scored.label_scores),
+        scored.pred_boxes.tensor,
+        scored.label_scores,
+        scored.context_boxes.tensor,
+        *label_boxes,
+    )
 
 
 def export_metadata(predictor: SCNetPredictor) -> dict:
@@ -124,7 +135,7 @@ def export_onnx(predictor: SCNetPredictor, file: str | PathLike) -> None:
             input_names=[INPUT_NAME],
             output_names=list(Outputs._fields),
             dynamic_axes={INPUT_NAME: {0: "height", 1: "width"}}
-            | {name: {0: "num_boxes"} for name in Outputs._fields[1:]},
+            | {name: {0: "num_boxes"} for name in _OF_BOXES},
         )
         model = onnx.load(str(partial))
         onnx.checker.check_model(model)
@@ -225,8 +236,8 @@ def output_difference(expected: Outputs, actual: Outputs) -> Difference:
         return Difference(image_scores, num_boxes, 0, 0.0, 0.0, 0.0)
     distance, nearest = torch.cdist(rows, others, p=torch.inf).min(dim=1)  # (K,)
     paired = distance <= PAIRED_PX
-    pairs = [(x[paired], y[nearest[paired]]) for x, y in zip(expected[1:], actual[1:])]
-    differences = [_largest(x, y) for x, y in pairs]
+    pairs = [(getattr(expected, f), getattr(actual, f)) for f in _OF_BOXES]
+    differences = [_largest(x[paired], y[nearest[paired]]) for x, y in pairs]
     return Difference(image_scores, num_boxes, int(paired.sum()), *differences)
 
 

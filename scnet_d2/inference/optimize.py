@@ -23,10 +23,10 @@ def optimize_for_inference(
 ) -> SCNet:
     """Make a trained SCNet faster, in place: it serves inference alone afterwards.
 
-    Batch norm is folded into the convolutions; backbone, RPN head and the trunks of both branches
-    compute in `dtype`, the convolutions with channels last where that is faster; on a CPU, ROIAlign
-    runs in as many threads as PyTorch. Anchors, boxes, ROIAlign, NMS, label scores and aggregation
-    stay in float32.
+    Batch norm is folded into the convolutions; backbone, RPN head and both box heads compute in
+    `dtype`, the convolutions with channels last where that is faster; on a CPU, ROIAlign runs in as
+    many threads as PyTorch. Anchors, boxes, ROIAlign, NMS, label scores and aggregation stay in
+    float32.
 
     With the same proposals, scores move by less than 1e-3 in float32 and 0.02 in bfloat16. Where
     two boxes are nearly equal in objectness, bfloat16 may have the RPN keep the other one, which
@@ -98,8 +98,8 @@ def fold_batch_norm(model: nn.Module) -> None:
 def compute_in(model: SCNet, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Have nearly all multiplications done in another type, in place.
 
-    They are those of backbone, RPN head and the trunks of both branches. What goes into and comes
-    out of these is cast; their output is float32 and contiguous.
+    They are those of backbone, RPN head and both box heads. What goes into and comes out of these
+    is cast; their output is float32 and contiguous.
 
     Args:
         model: in evaluation mode.
@@ -108,9 +108,9 @@ def compute_in(model: SCNet, dtype: torch.dtype, layout: torch.memory_format) ->
     """
     for part in (model.backbone, model.proposal_generator.rpn_head):
         _compute_part_in(part, dtype, layout)
-    for head in (model.object_head, model.context_head):
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
         if head is not None:
-            _compute_part_in(head.trunk, dtype, torch.contiguous_format)
+            _compute_part_in(head.box_head, dtype, torch.contiguous_format)
 
 
 def _compute_part_in(part: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:

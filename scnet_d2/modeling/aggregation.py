@@ -1,29 +1,46 @@
 """From label scores of boxes to label scores of an image."""
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
 from torch import nn
 from torch.nn import functional as F
 
+AGGREGATION_REGISTRY = Registry("AGGREGATION")
+AGGREGATION_REGISTRY.__doc__ = """
+Functions from the label scores of an image's boxes (K, C), K >= 1, to those of the image (C,).
 
-def max_score(scores: torch.Tensor) -> torch.Tensor:
+`MODEL.SCNET.AGGREGATION.METHOD` names one of them. A further parameter of the function, such as
+`sharpness`, gets the value of the key of its name, `MODEL.SCNET.AGGREGATION.SHARPNESS`.
+"""
+
+Aggregation = Callable[[torch.Tensor], torch.Tensor]  # (K, C) -> (C,)
+
+
+@AGGREGATION_REGISTRY.register()
+def max(scores: torch.Tensor) -> torch.Tensor:
     """Highest score over the boxes, (K, C) -> (C,)."""
     return scores.amax(dim=0)
 
 
-def topk_mean(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Mean of the k highest scores over the boxes (of all, where there are fewer)."""
-    return scores.sort(dim=0, descending=True).values[:k].mean(dim=0)
+@AGGREGATION_REGISTRY.register()
+def topk_mean(scores: torch.Tensor, topk: int) -> torch.Tensor:
+    """Mean of the `topk` highest scores over the boxes (of all, where there are fewer)."""
+    return scores.sort(dim=0, descending=True).values[:topk].mean(dim=0)
 
 
+@AGGREGATION_REGISTRY.register()
 def noisy_or(scores: torch.Tensor) -> torch.Tensor:
     """Probability that at least one box has the label if boxes were independent."""
     return 1 - (1 - scores).prod(dim=0)
 
 
+@AGGREGATION_REGISTRY.register()
 def logsumexp(scores: torch.Tensor, sharpness: float) -> torch.Tensor:
     """Smooth maximum log(mean(exp(r·s)))/r, between the mean and the maximum over the boxes.
 
@@ -35,86 +52,23 @@ def logsumexp(scores: torch.Tensor, sharpness: float) -> torch.Tensor:
 
 
 class LabelAggregator(nn.Module):
-    """Fuses the label scores of both branches and aggregates them over the boxes of an image.
+    """Aggregates the label scores of an image's boxes to those of the image.
 
-    Source: own decision, see docs/method.md; the slides show the two branches joined and do not
-    say how.
+    Source: own decision, see docs/method.md; the slides do not say how.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        aggregate: Callable[[torch.Tensor], torch.Tensor] = max_score,
-        object_weight: float = 0.5,
-        use_patch_confidence: bool = False,
-    ):
+    def __init__(self, *, aggregate: Aggregation = max):
         """
         Args:
             aggregate: maps the scores of the boxes (K, C), K at least 1, to the image's (C,).
-            object_weight: λ, weight of the object branch in the fused score, in [0, 1].
-            use_patch_confidence: multiply fused scores by the confidence in the box.
         """
         super().__init__()
-        if not 0 <= object_weight <= 1:
-            raise ValueError(
-                f"MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT must lie in [0, 1], got {object_weight}"
-            )
         self.aggregate = aggregate
-        self.object_weight = object_weight
-        self.use_patch_confidence = use_patch_confidence
 
     @classmethod
     def from_config(cls, cfg):
-        agg = cfg.MODEL.SCNET.AGGREGATION
-        methods = {
-            "max": max_score,
-            "topk_mean": lambda scores: topk_mean(scores, agg.TOPK),
-            "noisy_or": noisy_or,
-            "logsumexp": lambda scores: logsumexp(scores, agg.SHARPNESS),
-        }
-        if agg.METHOD not in methods:
-            raise ValueError(
-                f"MODEL.SCNET.AGGREGATION.METHOD is '{agg.METHOD}'; choose one of {list(methods)}"
-            )
-        for key in ("TOPK", "SHARPNESS"):
-            if not 0 < agg[key] < math.inf:
-                raise ValueError(f"MODEL.SCNET.AGGREGATION.{key} is {agg[key]}; it must be > 0")
-        return {
-            "aggregate": methods[agg.METHOD],
-            "object_weight": agg.OBJECT_WEIGHT,
-            "use_patch_confidence": agg.USE_PATCH_CONFIDENCE,
-        }
-
-    def fuse(
-        self,
-        object_logits: torch.Tensor | None,
-        context_logits: torch.Tensor | None,
-        patch_confidence: torch.Tensor,
-    ) -> torch.Tensor:
-        """Fused label scores λ·σ(object) + (1−λ)·σ(context) of boxes.
-
-        Args:
-            object_logits: (R, C), or None where the object branch is switched off.
-            context_logits: (R, C), or None where the context branch is switched off.
-            patch_confidence: (R,) confidence in [0, 1] that the box holds an object.
-
-        Returns:
-            (R, C) float32 scores in [0, 1].
-        """
-        if context_logits is None:
-            scores = object_logits.float().sigmoid()
-        elif object_logits is None:
-            scores = context_logits.float().sigmoid()
-        else:
-            scores = torch.lerp(
-                context_logits.float().sigmoid(),
-                object_logits.float().sigmoid(),
-                self.object_weight,
-            )
-        if self.use_patch_confidence:
-            scores = scores * patch_confidence.float()[:, None]
-        return scores
+        return {"aggregate": build_aggregation(cfg)}
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
         """Aggregate the label scores (K, C) of an image's boxes to (C,); no box gives all zero."""
@@ -122,3 +76,26 @@ class LabelAggregator(nn.Module):
         padded = F.pad(scores, (0, 0, 0, 1))
         scores = torch.cat([padded[:1], padded[1:-1]])
         return self.aggregate(scores).clamp(0, 1)
+
+
+def build_aggregation(cfg: CfgNode) -> Aggregation:
+    """The function that `MODEL.SCNET.AGGREGATION.METHOD` names, with its parameters.
+
+    Raises:
+        ValueError: naming the key: no such function, or a parameter without a key or not above 0.
+    """
+    agg = cfg.MODEL.SCNET.AGGREGATION
+    key = "MODEL.SCNET.AGGREGATION"
+    if agg.METHOD not in AGGREGATION_REGISTRY:
+        names = sorted(name for name, _ in AGGREGATION_REGISTRY)
+        raise ValueError(f"{key}.METHOD is '{agg.METHOD}'; choose one of {names}")
+    function = AGGREGATION_REGISTRY.get(agg.METHOD)
+    names = list(inspect.signature(function).parameters)[1:]
+    for name in names:
+        if name.upper() not in agg:
+            raise ValueError(
+                f"{key}.METHOD {agg.METHOD} needs the key {key}.{name.upper()}; add it"
+            )
+        if not 0 < agg[name.upper()] < math.inf:
+            raise ValueError(f"{key}.{name.upper()} is {agg[name.upper()]}; it must be > 0")
+    return partial(function, **{name: agg[name.upper()] for name in names})

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 def image_label_targets(
     batched_inputs: list[dict], scores: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets of the image scores (N, C): labels present, and entries that count, both (N, C)."""
-    targets, counted = torch.zeros_like(scores), torch.ones_like(scores)
-    for target, row, x in zip(targets, counted, batched_inputs, strict=True):
+    """Targets of the image scores (N, C) and loss mask, both (N, C) float32, 1 or 0."""
+    targets = torch.zeros_like(scores, dtype=torch.float32)  # whatever autocast makes of scores
+    loss_mask = torch.ones_like(targets)
+    for target, row, x in zip(targets, loss_mask, batched_inputs, strict=True):
         target[list(x["image_labels"])] = 1
         row[list(x.get("ignored_labels", ()))] = 0
-    return targets, counted
+    return targets, loss_mask
 
 
 class LabelPredictor(nn.Module):
@@ -68,7 +69,7 @@ class LabelPredictor(nn.Module):
         self,
         logits: torch.Tensor,
         targets: torch.Tensor,
-        counted: torch.Tensor,
+        loss_mask: torch.Tensor,
         num_boxes: float,
     ) -> torch.Tensor:
         """Binary cross-entropy, summed over classes and averaged over boxes.
@@ -76,13 +77,13 @@ class LabelPredictor(nn.Module):
         Args:
             logits: (R, C) label logits.
             targets: (R, C) multi-hot targets.
-            counted: (R, C) bool; False leaves an entry out (labels ignored in the box's image).
+            loss_mask: (R, C) bool; False leaves an entry out (labels ignored in the box's image).
             num_boxes: what the sum over boxes is divided by: R in a single process.
 
         Returns:
             Scalar loss; 0 where there is no box.
         """
         loss = F.binary_cross_entropy_with_logits(
-            logits, targets, weight=counted.to(logits.dtype), reduction="sum"
+            logits.float(), targets, weight=loss_mask.float(), reduction="sum"
         )
         return loss * (self.loss_weight / num_boxes)

@@ -9,6 +9,8 @@ from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .meta_arch import SCNet
+
 
 class SCNetWithTTA(nn.Module):
     """Predicts every view of an image and averages the image scores; called as SCNet is.
@@ -50,6 +52,9 @@ def build_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Wrap a model as `TEST.AUG` says; a Detectron2 R-CNN gets Detectron2's own wrapper."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    if isinstance(model, GeneralizedRCNN):
-        return GeneralizedRCNNWithTTA(cfg, model)
-    return SCNetWithTTA(model, DatasetMapperTTA(cfg))
+    if isinstance(model, GeneralizedRCNN) and not isinstance(model, SCNet):
+        tta = GeneralizedRCNNWithTTA(cfg, model)
+    else:
+        tta = SCNetWithTTA(model, DatasetMapperTTA(cfg))
+    tta.training = model.training  # what an evaluation finds is what it restores, in the model too
+    return tta

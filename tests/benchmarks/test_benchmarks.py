@@ -145,7 +145,7 @@ def test_as_many_label_scores_reach_the_detection_threshold_as_there_are_boxes()
     model.aggregator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         model(inputs)
-    assert (seen[0] >= model.score_thresh).sum() == pytest.approx(len(seen[0]), abs=2)
+    assert (seen[0] >= model.roi_heads.score_thresh).sum() == pytest.approx(len(seen[0]), abs=2)
 
 
 def test_scores_of_the_first_boxes_are_those_of_a_smaller_number_of_boxes(device):

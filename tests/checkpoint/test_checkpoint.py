@@ -93,13 +93,13 @@ def test_detector_of_the_zoo_fills_backbone_rpn_and_both_trunks(tmp_path):
     report = load(model, zoo_file(tmp_path / "zoo.pkl", source))
     for part in ("backbone", "proposal_generator"):
         assert_same(getattr(model, part).state_dict(), getattr(source, part).state_dict())
-    for head in (model.object_head, model.context_head):
-        assert_same(head.trunk.state_dict(), source.roi_heads.box_head.state_dict())
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
+        assert_same(head.box_head.state_dict(), source.roi_heads.box_head.state_dict())
     assert report.left_out.keys() == {k for k in state if "box_predictor" in k}
     why = report.left_out["roi_heads.box_predictor.bbox_pred.weight"]
     assert why == "class-specific box deltas (14 x 4); the regressor is class-agnostic"
     assert "sigmoids" in report.left_out["roi_heads.box_predictor.cls_score.bias"]
-    assert {name.split(".")[1] for name in report.missing} == {
+    assert {name.split(".")[2] for name in report.missing} == {
         "label_predictor", "location_regressor", "patch_classifier"
     }  # fmt: skip
 
@@ -107,15 +107,15 @@ def test_detector_of_the_zoo_fills_backbone_rpn_and_both_trunks(tmp_path):
 def test_class_agnostic_box_deltas_go_to_the_location_regressor(tmp_path):
     source, model = detector(AGNOSTIC, True), scnet()
     load(model, zoo_file(tmp_path / "zoo.pkl", source))
-    regressor = model.object_head.location_regressor
+    regressor = model.roi_heads.object_head.location_regressor
     assert_same(regressor.state_dict(), source.roi_heads.box_predictor.bbox_pred.state_dict())
 
 
 def test_box_head_stays_out_where_the_config_says_so(tmp_path):
     model = scnet()
-    before = {k: v.clone() for k, v in model.object_head.state_dict().items()}
+    before = {k: v.clone() for k, v in model.roi_heads.object_head.state_dict().items()}
     report = load(model, zoo_file(tmp_path / "zoo.pkl", detector()), init_trunk=False)
-    assert_same(model.object_head.state_dict(), before)
+    assert_same(model.roi_heads.object_head.state_dict(), before)
     assert "INIT_TRUNK_FROM_DETECTOR" in report.left_out["roi_heads.box_head.fc1.weight"]
 
 
@@ -124,13 +124,19 @@ def test_box_head_of_other_layers_is_left_out_under_its_own_name(tmp_path):
     torch.save({"model": state}, tmp_path / "cascade.pth")
     report = load(scnet(), tmp_path / "cascade.pth")
     assert report.left_out["roi_heads.box_head.0.fc1.weight"] == "the model has no such tensor"
-    assert not [n for n in report.left_out if n.startswith(("object_head", "context_head"))]
+    assert not [
+        n
+        for n in report.left_out
+        if n.startswith(("roi_heads.object_head", "roi_heads.context_head"))
+    ]
 
 
 def test_single_branch_takes_the_trunk_it_has(tmp_path):
     source, model = detector(AGNOSTIC, True), scnet("MODEL.SCNET.OBJECT.ENABLED", False)
     report = load(model, zoo_file(tmp_path / "zoo.pkl", source))
-    assert_same(model.context_head.trunk.state_dict(), source.roi_heads.box_head.state_dict())
+    assert_same(
+        model.roi_heads.context_head.box_head.state_dict(), source.roi_heads.box_head.state_dict()
+    )
     why = report.left_out["roi_heads.box_predictor.bbox_pred.bias"]
     assert why == "the object branch is switched off"
 
@@ -141,8 +147,8 @@ def test_loading_table_counts_each_part_and_fits_100_columns(tmp_path):
     table = text.split("\n", 1)[1]
     assert max(map(len, table.split("\n"))) <= 100
     assert re.search(r"backbone\.fpn +16 +0 +0", table)
-    assert re.search(r"object_head\.trunk +0 +0 +4 +file \(48, 3136\), model", table)
-    assert re.search(r"context_head\.label_predictor +0 +2 +0 +keeps its initial values", table)
+    assert re.search(r"roi_heads\.object_head\.box_head +0 +0 +4 +file \(48, 3136\),", table)
+    assert re.search(r"roi_heads\.context_head\.label_predictor +0 +2 +0 +keeps its initial", table)
     assert re.search(r"roi_heads\.box_predictor\.cls_score +2 +softmax over", table)
 
 
@@ -217,12 +223,12 @@ def dict_of(model):
 
 def test_caffe2_detector_fills_both_trunks(tmp_path):
     source, model = scnet(*NARROW_R50), scnet(*NARROW_R50)
-    trunk = arrays(randomize(source.object_head.trunk))
+    trunk = arrays(randomize(source.roi_heads.object_head.box_head))
     names = {"fc1.weight": "fc6_w", "fc1.bias": "fc6_b", "fc2.weight": "fc7_w", "fc2.bias": "fc7_b"}
     blobs = caffe2_names(source.backbone.bottom_up) | {names[k]: v for k, v in trunk.items()}
     load(model, write_pickle(tmp_path / "detector.pkl", {"blobs": blobs}, protocol=2))
-    for head in (model.object_head, model.context_head):
-        assert_same(head.trunk.state_dict(), trunk)
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
+        assert_same(head.box_head.state_dict(), trunk)
 
 
 class BackboneOf(nn.Module):
@@ -439,10 +445,10 @@ def test_unconverted_torchvision_file_points_to_the_converter(tmp_path, query):
 
 def test_evaluation_refuses_partly_random_weights(tmp_path):
     state = scnet().state_dict()
-    del state["context_head.label_predictor.label_score.bias"]
-    state["object_head.patch_classifier.bias"] = torch.ones(5)
+    del state["roi_heads.context_head.label_predictor.label_score.bias"]
+    state["roi_heads.object_head.patch_classifier.bias"] = torch.ones(5)
     torch.save({"model": state}, tmp_path / "part.pth")
-    message = r"part\.pth lacks 2 of .*context_head\.label_predictor\.label_score\.bias"
+    message = r"part\.pth lacks 2 of .*roi_heads\.context_head\.label_predictor\.label_score\.bias"
     with pytest.raises(CheckpointError, match=message):
         load(scnet(), tmp_path / "part.pth", require_all=True)
     cfg = small_config("MODEL.WEIGHTS", str(tmp_path / "part.pth"))
@@ -500,7 +506,7 @@ def test_trainer_loads_a_detector_as_its_config_says(tmp_path):
         opts = (*weights, "MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR", key)
         trainer = TrainerOnOneBatch(one_batch_config(tmp_path, *opts))
         trainer.resume_or_load(resume=False)
-        trunk, box_head = trainer.model.context_head.trunk, source.roi_heads.box_head
+        trunk, box_head = trainer.model.roi_heads.context_head.box_head, source.roi_heads.box_head
         assert torch.equal(trunk.fc1.weight, box_head.fc1.weight) is key
         saver = next(h for h in trainer._hooks if isinstance(h, PeriodicCheckpointer))
         assert saver.checkpointer is trainer.checkpointer

@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_state_before_
 ):
     trainer = build(scenes, tmp_path, "DATASETS.VAL", (), "SOLVER.CHECKPOINT_PERIOD", 100)
     state = {}
-    forward = trainer.model.context_head.forward
+    forward = trainer.model.roi_heads.context_head.forward
 
     def spoilt(*args):
         if trainer.iter == 2:
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_state_before_
         def after_step(self):
             state.update({k: v.clone() for k, v in trainer.model.state_dict().items()})
 
-    trainer.model.context_head.forward = spoilt
+    trainer.model.roi_heads.context_head.forward = spoilt
     trainer.register_hooks([Keep()])
     with pytest.raises(TrainingError, match=r"iteration 2: the loss is not finite.*\.png"):
         trainer.train()

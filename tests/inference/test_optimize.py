@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_config, small_config
+from conftest import assert_contract, load_config, small_config, two_images
 from detectron2.data.detection_utils import read_image
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign
 from detectron2.modeling import build_model
-from test_scnet import assert_contract, batch
 
 from scnet_d2.inference import describe_labels, optimize, optimize_for_inference, rounded_scores
 from scnet_d2.inference.optimize import ThreadedROIAlign, fold_batch_norm
@@ -39,7 +38,7 @@ def like_trained(model, inputs):
     for module in model.modules():
         if isinstance(module, tuple(NORMS.values())):
             randomize(module)
-    for head in (model.object_head, model.context_head):
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
         layer, logits = head.label_predictor.label_score, []
         hook = layer.register_forward_hook(lambda _, x, y, logits=logits: logits.append(y))
         model(inputs)
@@ -53,7 +52,7 @@ def like_trained(model, inputs):
 
 def small_model(*opts):
     cfg = small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, *opts)
-    return like_trained(build_model(cfg).eval(), batch())
+    return like_trained(build_model(cfg).eval(), two_images())
 
 
 @torch.no_grad()
@@ -100,11 +99,11 @@ def test_group_norm_is_left_in_place():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_an_optimised_model_gives_the_scores_of_the_plain_one(dtype, norm):
-    assert_scores_stay(small_model("MODEL.RESNETS.NORM", norm), batch(), dtype)
+    assert_scores_stay(small_model("MODEL.RESNETS.NORM", norm), two_images(), dtype)
 
 
 def test_in_float32_the_proposals_stay_too():
-    model, inputs = small_model(), batch()
+    model, inputs = small_model(), two_images()
     plain = image_scores(model, inputs)
     fast = image_scores(optimize_for_inference(model), inputs)
     torch.testing.assert_close(fast, plain, atol=1e-3, rtol=0)
@@ -122,7 +121,7 @@ def test_real_photographs_score_alike(dtype, real_data_root):
 @pytest.mark.parametrize("off", ["OBJECT", "CONTEXT"])
 def test_a_model_of_one_branch_is_optimised(off):
     cfg = small_config(f"MODEL.SCNET.{off}.ENABLED", False)
-    model, inputs = build_model(cfg).eval(), batch()
+    model, inputs = build_model(cfg).eval(), two_images()
     plain = image_scores(model, inputs)
     fast = image_scores(optimize_for_inference(model), inputs)
     torch.testing.assert_close(fast, plain, atol=1e-3, rtol=0)
@@ -130,7 +129,7 @@ def test_a_model_of_one_branch_is_optimised(off):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_optimised_model_keeps_the_output_contract(dtype):
-    model, inputs = optimize_for_inference(small_model(), dtype), batch()
+    model, inputs = optimize_for_inference(small_model(), dtype), two_images()
     with torch.no_grad():
         outputs = model(inputs)
     assert_contract(outputs, inputs, 14)
@@ -144,13 +143,13 @@ def test_an_optimised_model_keeps_the_output_contract(dtype):
 @needs_bfloat16
 def test_boxes_logits_and_roi_align_stay_in_float32():
     model, seen = optimize_for_inference(small_model(), BFLOAT16), []
-    for pooler in (model.object_head.pooler, model.context_head.pooler):
+    for pooler in (model.roi_heads.object_head.pooler, model.roi_heads.context_head.pooler):
         for level in pooler.level_poolers:
             level.register_forward_pre_hook(lambda _, args: seen.extend(args))
     model.proposal_generator.rpn_head.register_forward_hook(
         lambda _, args, outputs: seen.extend(x for maps in outputs for x in maps)
     )
-    image_scores(model, batch())
+    image_scores(model, two_images())
     assert {x.dtype for x in seen} == {FLOAT32}
     assert model.backbone.bottom_up.stem.conv1.weight.dtype == BFLOAT16
 
@@ -183,7 +182,7 @@ def test_a_training_checkpoint_is_refused_and_its_own_state_loads():
     optimize_for_inference(model)
     with pytest.raises(RuntimeError, match="optimised for inference"):
         model.load_state_dict(checkpoint)
-    other, inputs = optimize_for_inference(small_model()), batch()
+    other, inputs = optimize_for_inference(small_model()), two_images()
     other.load_state_dict(model.state_dict())
     assert torch.equal(image_scores(model, inputs), image_scores(other, inputs))
 
@@ -204,7 +203,7 @@ def test_other_models_and_types_are_refused():
 
 
 def test_the_number_of_patches_is_that_of_the_boxes_with_the_highest_objectness():
-    model, inputs, seen = small_model(), batch(), []
+    model, inputs, seen = small_model(), two_images(), []
     model.aggregator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     image_scores(model, inputs)
     model.proposal_generator.post_nms_topk[False] = 7
@@ -216,12 +215,12 @@ def test_the_number_of_patches_is_that_of_the_boxes_with_the_highest_objectness(
 
 @pytest.mark.parametrize("opts", [(), ("MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True)])
 def test_image_scores_alone_are_those_of_the_normal_mode(opts):
-    model, inputs = small_model(*opts), batch()
+    model, inputs = small_model(*opts), two_images()
     with torch.no_grad():
         normal = model(inputs)
         alone = small_model_without_boxes(model, opts)(inputs)
     for a, b in zip(normal, alone, strict=True):
-        assert set(b) == {"image_scores"}
+        assert set(b) == {"image_scores", "label_boxes", "label_context_boxes"}
         assert torch.equal(a["image_scores"], b["image_scores"])
 
 

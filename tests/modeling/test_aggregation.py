@@ -1,4 +1,6 @@
 import math
+import pickle
+from copy import deepcopy
 from functools import cache, partial
 
 import numpy as np
@@ -10,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scnet_d2.modeling import LabelAggregator
-from scnet_d2.modeling.aggregation import logsumexp, max_score, noisy_or, topk_mean
+from scnet_d2.modeling import AGGREGATION_REGISTRY, LabelAggregator, ScoreFusion, aggregation
+from scnet_d2.modeling.aggregation import logsumexp, noisy_or, topk_mean
 
 SCORES = torch.tensor([[0.2, 0.5], [0.6, 0.5], [0.4, 0.0]])  # three boxes, two labels
 
@@ -72,38 +74,74 @@ def test_image_scores_stay_in_the_unit_interval_and_ignore_the_order_of_boxes(me
 
 
 def test_an_unknown_method_names_the_choices():
-    with pytest.raises(ValueError, match=r"METHOD is 'mean'; choose one of \['max'"):
+    with pytest.raises(ValueError, match=r"METHOD is 'mean'; choose one of \['logsumexp', 'max'"):
         aggregate("mean")
 
 
+@pytest.fixture
+def power_mean():
+    """An aggregation from outside the package, with a parameter of its own."""
+
+    @AGGREGATION_REGISTRY.register()
+    def power_mean(scores, power):
+        return (scores**power).mean(dim=0) ** (1 / power)
+
+    yield
+    del AGGREGATION_REGISTRY._obj_map["power_mean"]
+
+
+def test_an_aggregation_from_outside_is_found_by_name_and_gets_its_key(power_mean):
+    cfg = small_config()
+    cfg.MODEL.SCNET.AGGREGATION.METHOD = "power_mean"
+    with pytest.raises(ValueError, match=r"needs the key MODEL\.SCNET\.AGGREGATION\.POWER"):
+        LabelAggregator(cfg)
+    cfg.MODEL.SCNET.AGGREGATION.POWER = 2.0
+    out = LabelAggregator(cfg)(SCORES)
+    # sqrt((0.04 + 0.36 + 0.16) / 3), sqrt(0.5 / 3)
+    torch.testing.assert_close(out, torch.tensor([(0.56 / 3) ** 0.5, (0.5 / 3) ** 0.5]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_aggregator_is_copied_and_pickled(method):
+    original = aggregator("MODEL.SCNET.AGGREGATION.METHOD", method)
+    for copy in (deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert copy is not original
+        torch.testing.assert_close(copy(SCORES), original(SCORES))
+
+
+def fusion(*opts) -> ScoreFusion:
+    return ScoreFusion(small_config(*opts))
+
+
 def test_fusion_weighs_the_sigmoids_of_both_branches():
-    agg = aggregator("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25)
+    fuse = fusion("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25)
     # sigmoid(0) = 0.5, sigmoid(ln 3) = 0.75: 0.25 * 0.75 + 0.75 * 0.5 = 0.5625
-    out = agg.fuse(torch.tensor([[math.log(3)]]), torch.zeros(1, 1), torch.ones(1))
+    out = fuse(torch.tensor([[math.log(3)]]), torch.zeros(1, 1), torch.zeros(1))
     torch.testing.assert_close(out, torch.tensor([[0.5625]]))
 
 
 def test_a_single_branch_is_not_weighed():
-    agg = aggregator("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25)
+    fuse = fusion("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25)
     logits = torch.tensor([[math.log(3)]])
-    assert agg.fuse(logits, None, torch.ones(1)).item() == pytest.approx(0.75)
-    assert agg.fuse(None, logits, torch.ones(1)).item() == pytest.approx(0.75)
+    assert fuse(logits, None, torch.zeros(1)).item() == pytest.approx(0.75)
+    assert fuse(None, logits, torch.zeros(1)).item() == pytest.approx(0.75)
 
 
 def test_patch_confidence_multiplies_the_fused_score():
-    agg = aggregator("MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True)
-    out = agg.fuse(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([1.0, 0.5]))
-    torch.testing.assert_close(out, torch.tensor([[0.5], [0.25]]))
+    fuse = fusion("MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True)
+    # sigmoid(ln 3) = 0.75, sigmoid(0) = 0.5
+    out = fuse(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([math.log(3), 0.0]))
+    torch.testing.assert_close(out, torch.tensor([[0.375], [0.25]]))
 
 
 def test_a_weight_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="OBJECT_WEIGHT"):
-        aggregator("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 1.5)
+        fusion("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 1.5)
 
 
 FUNCTIONS = {
-    "max": max_score,
-    "topk_mean": partial(topk_mean, k=3),
+    "max": aggregation.max,
+    "topk_mean": partial(topk_mean, topk=3),
     "noisy_or": noisy_or,
     "logsumexp": partial(logsumexp, sharpness=5.0),
 }
@@ -155,11 +193,11 @@ def test_aggregations_lie_between_the_mean_and_noisy_or(scores, sharpness, k):
 def test_topk_mean_falls_with_k_from_the_maximum_to_the_mean(scores):
     means = torch.stack([topk_mean(scores, k) for k in range(1, len(scores) + 2)])
     assert (means[1:] <= means[:-1] + EPS).all()
-    torch.testing.assert_close(means[0], max_score(scores))
+    torch.testing.assert_close(means[0], aggregation.max(scores))
     torch.testing.assert_close(means[-1], scores.mean(dim=0))
 
 
-@pytest.mark.parametrize("aggregated", [max_score, noisy_or])
+@pytest.mark.parametrize("aggregated", [aggregation.max, noisy_or])
 @given(scores=box_scores)
 def test_a_box_without_labels_changes_nothing(aggregated, scores):
     more = torch.cat([scores, torch.zeros(1, scores.shape[1])])
@@ -176,15 +214,15 @@ def test_logsumexp_equals_that_of_scipy(scores, sharpness):
 @given(
     logits=hnp.arrays(np.float32, (2, 3, 2), elements=st.floats(-1e4, 1e4, width=32)),
     weight=st.floats(0, 1),
-    confidence=hnp.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)),
+    patch_logits=hnp.arrays(np.float32, 3, elements=st.floats(-1e4, 1e4, width=32)),
 )
 def test_fused_scores_lie_between_the_branches_and_confidence_only_lowers(
-    logits, weight, confidence
+    logits, weight, patch_logits
 ):
     first, second = torch.tensor(logits)
-    fused = LabelAggregator(object_weight=weight).fuse(first, second, torch.ones(3))
+    fused = ScoreFusion(object_weight=weight)(first, second, torch.zeros(3))
     bounds = torch.stack([first.sigmoid(), second.sigmoid()])
     assert (fused >= bounds.amin(dim=0) - EPS).all()
     assert (fused <= bounds.amax(dim=0) + EPS).all()
-    confident = LabelAggregator(object_weight=weight, use_patch_confidence=True)
-    assert (confident.fuse(first, second, torch.tensor(confidence)) <= fused).all()
+    confident = ScoreFusion(object_weight=weight, use_patch_confidence=True)
+    assert (confident(first, second, torch.tensor(patch_logits)) <= fused).all()

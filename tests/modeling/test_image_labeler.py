@@ -56,7 +56,7 @@ def test_ignored_labels_do_not_move_the_labeler():
     inputs = batch((64, 64), labels=((0,),))
     inputs[0]["ignored_labels"] = [c for c in range(14) if c != 0]
     model(inputs)["loss_image_label"].backward()
-    gradient = model.label_predictor.label_score.bias.grad
+    gradient = model.head.label_score.bias.grad
     assert gradient[0] != 0
     assert (gradient[1:] == 0).all()
 
@@ -73,7 +73,7 @@ def test_image_loss_trains_both_branches(method):
     with EventStorage():
         losses = model(batch((64, 96), (80, 64)))
     losses["loss_image_label"].backward()
-    for head in (model.object_head, model.context_head):
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
         assert head.label_predictor.label_score.weight.grad.abs().sum() > 0
 
 

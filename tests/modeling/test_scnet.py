@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import load_config, make_input, small_config
+from conftest import assert_contract, load_config, make_input, small_config, two_images
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
@@ -22,14 +22,6 @@ LOSSES = {
     "loss_object_label",
     "loss_context_label",
 }
-TWO_IMAGES = (
-    ([[10, 10, 50, 60], [60, 20, 100, 80]], [3, 7], (96, 128)),
-    ([[5, 5, 40, 30]], [0], (128, 96)),
-)
-
-
-def batch():
-    return [make_input(*x, height=2 * x[2][0], width=2 * x[2][1]) for x in TWO_IMAGES]
 
 
 def train_step(cfg, inputs):
@@ -46,21 +38,6 @@ def predict(cfg, inputs):
         return build_model(cfg).eval()(inputs)
 
 
-def assert_contract(outputs, inputs, num_classes):
-    for output, x in zip(outputs, inputs, strict=True):
-        scores, instances = output["image_scores"], output["instances"]
-        assert scores.shape == (num_classes,)
-        assert scores.dtype == torch.float32
-        assert ((scores >= 0) & (scores <= 1)).all()
-        assert instances.image_size == (x["height"], x["width"])
-        assert instances.label_scores.shape == (len(instances), num_classes)
-        for boxes in (instances.pred_boxes, instances.context_boxes):
-            assert isinstance(boxes, Boxes)
-            assert (boxes.tensor >= 0).all()
-            assert (boxes.tensor[:, 2] <= x["width"]).all()
-            assert (boxes.tensor[:, 3] <= x["height"]).all()
-
-
 def test_it_is_registered_as_a_meta_architecture():
     assert "SCNet" in META_ARCH_REGISTRY
 
@@ -72,7 +49,7 @@ def test_adding_the_config_twice_is_harmless():
 
 
 def test_training_on_mixed_sizes_gives_the_six_losses_by_name():
-    losses, _, _ = train_step(small_config(), batch())
+    losses, _, _ = train_step(small_config(), two_images())
     assert set(losses) == LOSSES
     assert all(torch.isfinite(v) and v.dim() == 0 for v in losses.values())
 
@@ -80,29 +57,30 @@ def test_training_on_mixed_sizes_gives_the_six_losses_by_name():
 def test_every_trained_parameter_gets_a_gradient_from_its_own_loss():
     model = build_model(small_config()).train()
     heads = {
-        "loss_object_loc": model.object_head.location_regressor,
-        "loss_object_patch": model.object_head.patch_classifier,
-        "loss_object_label": model.object_head.label_predictor.label_score,
-        "loss_context_label": model.context_head.label_predictor.label_score,
+        "loss_object_loc": model.roi_heads.object_head.location_regressor,
+        "loss_object_patch": model.roi_heads.object_head.patch_classifier,
+        "loss_object_label": model.roi_heads.object_head.label_predictor.label_score,
+        "loss_context_label": model.roi_heads.context_head.label_predictor.label_score,
     }
     with EventStorage():
-        losses = model(batch())
+        losses = model(two_images())
     for name, head in heads.items():
         model.zero_grad()
         losses[name].backward(retain_graph=True)
         moved = {n for n, m in heads.items() if m.weight.grad is not None and m.weight.grad.any()}
         assert moved == {name}
-        trunk, other = model.object_head.trunk, model.context_head.trunk
+        heads_ = model.roi_heads
+        own, other = heads_.object_head.box_head, heads_.context_head.box_head
         if name == "loss_context_label":
-            trunk, other = other, trunk
-        assert trunk.fc1.weight.grad.any()
+            own, other = other, own
+        assert own.fc1.weight.grad.any()
         assert other.fc1.weight.grad is None or not other.fc1.weight.grad.any()
         assert model.backbone.bottom_up.stem.conv1.weight.grad.any()
         assert head.weight.grad.isfinite().all()
 
 
 def test_inference_follows_the_output_contract():
-    inputs = batch()
+    inputs = two_images()
     cfg = small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     outputs = predict(cfg, inputs)
     assert_contract(outputs, inputs, 14)
@@ -127,13 +105,13 @@ def test_context_boxes_are_the_expanded_boxes_in_original_coordinates():
 
 def test_image_scores_are_the_highest_label_scores_of_the_boxes():
     cfg = small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 5000)
-    output = predict(cfg, batch())[0]
+    output = predict(cfg, two_images())[0]
     best = output["instances"].label_scores.amax(dim=0)
     torch.testing.assert_close(best, output["image_scores"])
 
 
 def test_scores_of_a_detection_are_its_label_score():
-    output = predict(small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0), batch())[0]
+    output = predict(small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0), two_images())[0]
     i = output["instances"]
     assert torch.equal(i.scores, i.label_scores[torch.arange(len(i)), i.pred_classes])
 
@@ -169,24 +147,27 @@ def no_proposals(images, features, targets=None):
 def test_zero_proposals_predict_zero_scores_and_no_boxes():
     model = build_model(small_config()).eval()
     model.proposal_generator.forward = no_proposals
-    inputs = batch()
+    inputs = two_images()
     with torch.no_grad():
         outputs = model(inputs)
-    assert_contract(outputs, inputs, 14)
-    assert all(len(o["instances"]) == 0 and not o["image_scores"].any() for o in outputs)
+    for output in outputs:
+        assert len(output["instances"]) == 0
+        assert output["image_scores"].tolist() == [0] * 14
+        assert output["label_boxes"].isnan().all()
+        assert output["label_context_boxes"].isnan().all()
 
 
 @pytest.mark.parametrize("with_boxes", [True, False])
 def test_zero_proposals_train_with_finite_losses_and_gradients(with_boxes):
     model = build_model(small_config()).train()
     model.proposal_generator.forward = no_proposals
-    inputs = batch() if with_boxes else [make_input([], [])]
+    inputs = two_images() if with_boxes else [make_input([], [])]
     with EventStorage():
         losses = model(inputs)
         sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
     # every parameter of the heads takes part, as distributed training requires
-    for head in (model.object_head, model.context_head):
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
         assert all(p.grad is not None for p in head.parameters())
 
 
@@ -199,10 +180,10 @@ def test_zero_proposals_train_with_finite_losses_and_gradients(with_boxes):
 )
 def test_either_branch_can_be_switched_off(off, losses_left):
     cfg = small_config(f"MODEL.SCNET.{off}.ENABLED", False)
-    losses, model, _ = train_step(cfg, batch())
+    losses, model, _ = train_step(cfg, two_images())
     assert set(losses) == losses_left
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    inputs = batch()
+    inputs = two_images()
     assert_contract(predict(cfg, inputs), inputs, 14)
 
 
@@ -223,15 +204,64 @@ def test_the_label_loss_is_summed_over_classes_and_averaged_over_boxes():
 
 
 def test_ignored_labels_are_left_out_for_the_boxes_of_their_image_alone():
-    first, second = batch()  # objects of classes 3 and 7, and of class 0
+    first, second = two_images()  # objects of classes 3 and 7, and of class 0
     first["ignored_labels"] = [3]
     # so small a score that a box without the label hardly pulls its bias down
     cfg = small_config("MODEL.SCNET.LABEL.PRIOR_PROB", 1e-4)
     _, model, _ = train_step(cfg, [first, second])
-    for head in (model.object_head, model.context_head):
+    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
         gradient = head.label_predictor.label_score.bias.grad
         assert gradient[7] < 0 and gradient[0] < 0  # boxes with the label pull their bias up
         assert gradient[3] > 0  # boxes of the second image alone: they are without it
+
+
+def test_a_label_without_a_box_is_left_out_of_the_losses_of_boxes_in_its_image_alone():
+    model = build_model(small_config())
+    inputs = [
+        make_input([[4, 4, 30, 40]], [2], image_labels=[2, 5], ignored_labels=[7]),  # 5: a crowd
+        make_input([[4, 4, 30, 40]], [5], image_labels=[5]),
+        make_input([], []),
+    ]
+    mask = model._loss_mask(inputs)
+    assert [(~row).nonzero().flatten().tolist() for row in mask] == [[5, 7], [], []]
+
+
+def test_the_box_of_a_label_is_in_original_coordinates():
+    model = build_model(small_config()).eval()
+    x = make_input([], [], (96, 128), height=192, width=384)
+    with torch.no_grad():
+        (scored,) = model.score_boxes(model.preprocess_image([x]))
+        (output,) = model([x])
+    best = scored.label_scores.argmax(dim=0)
+    scale = torch.tensor([3.0, 2.0, 3.0, 2.0])
+    for key, boxes in (
+        ("label_boxes", scored.pred_boxes), ("label_context_boxes", scored.context_boxes),
+    ):  # fmt: skip
+        boxes.clip((96, 128))
+        torch.testing.assert_close(output[key], boxes.tensor[best] * scale)
+
+
+def test_proposals_that_come_with_the_images_are_taken_without_an_rpn():
+    model = build_model(
+        small_config("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
+    ).eval()
+    assert model.proposal_generator is None
+    x = make_input([], [], height=96, width=128)
+    x["proposals"] = Instances((96, 128), proposal_boxes=Boxes(torch.tensor([[8.0, 8, 60, 60]])))
+    x["proposals"].objectness_logits = torch.zeros(1)
+    with torch.no_grad():
+        (output,) = model([x])
+    assert len(output["label_boxes"].unique(dim=0)) == 1
+    with EventStorage():
+        assert "loss_object_label" in model.train()([x])
+
+
+@pytest.mark.parametrize("vis_period", [0, 1])
+def test_training_is_visualised_as_detectron2_does(vis_period):
+    model = build_model(small_config("VIS_PERIOD", vis_period))
+    with EventStorage() as storage:
+        model(two_images())
+    assert len(storage._vis_data) == vis_period
 
 
 def test_training_without_instances_names_the_image():
@@ -244,7 +274,7 @@ def test_training_without_instances_names_the_image():
 
 def test_a_frozen_backbone_trains_the_rest():
     cfg = small_config("MODEL.BACKBONE.FREEZE_AT", 5, "MODEL.RESNETS.NORM", "FrozenBN")
-    _, model, _ = train_step(cfg, batch())
+    _, model, _ = train_step(cfg, two_images())
     assert not any(p.requires_grad for p in model.backbone.bottom_up.parameters())
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
@@ -259,7 +289,7 @@ def test_any_number_of_classes(num_classes):
 
 
 def test_what_one_watches_is_logged():
-    _, _, logged = train_step(small_config(), batch())
+    _, _, logged = train_step(small_config(), two_images())
     assert logged["object_head/positives_per_image"] >= 1  # ground truth is among the proposals
     assert logged["context_head/positives_per_image"] >= logged["object_head/positives_per_image"]
     assert logged["context_head/labels_per_box"] > 0
@@ -272,7 +302,7 @@ def test_untrained_label_scores_equal_the_prior():
 
 
 def test_detectron2s_visualizer_draws_the_output():
-    output = predict(small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0), batch())[0]
+    output = predict(small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0), two_images())[0]
     image = np.zeros((*output["instances"].image_size, 3), dtype=np.uint8)
     metadata = MetadataCatalog.get("context_scenes_test")
     drawn = Visualizer(image, metadata).draw_instance_predictions(output["instances"])

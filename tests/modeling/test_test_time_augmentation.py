@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import small_config
+from detectron2.evaluation import inference_context
 from detectron2.modeling import build_model
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from scnet_d2.data import register_coco_multilabel
 from scnet_d2.data.context_scenes import SceneConfig, generate
 from scnet_d2.engine import Trainer
-from scnet_d2.modeling.test_time_augmentation import SCNetWithTTA
+from scnet_d2.modeling.test_time_augmentation import SCNetWithTTA, build_tta
 
 
 class Stub(nn.Module):
@@ -52,15 +53,26 @@ def test_a_model_without_image_scores_is_refused():
         model([left_white(80, 160)])
 
 
-@pytest.mark.parametrize("arch", ["SCNet", "GeneralizedRCNN"])
-def test_the_trainer_evaluates_with_it_when_the_config_asks(tmp_path, arch):
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_the_mode_that_evaluation_finds(training):
+    model = build_model(small_config()).train(training)
+    tta = build_tta(small_config(), model)
+    with inference_context(tta):
+        assert not model.training
+    assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("arch", "heads"), [("SCNet", "SCNetROIHeads"), ("GeneralizedRCNN", "StandardROIHeads")]
+)
+def test_the_trainer_evaluates_with_it_when_the_config_asks(tmp_path, arch, heads):
     generate(str(tmp_path), SceneConfig(sizes=(1, 1, 3)))
     scenes, name = tmp_path / "context_scenes", f"three_scenes_{arch}"
     register_coco_multilabel(name, scenes / "annotations/test.json", scenes / "images/test")
     cfg = small_config(
         "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96, 64), "DATALOADER.NUM_WORKERS", 0,
         "OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", (), "DATASETS.TEST", (name,),
-        "MODEL.META_ARCHITECTURE", arch, "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+        "MODEL.META_ARCHITECTURE", arch, "MODEL.ROI_HEADS.NAME", heads,
     )  # fmt: skip
     model = build_model(cfg)
     sizes = []

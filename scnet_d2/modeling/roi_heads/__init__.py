@@ -1,11 +1,15 @@
-"""The two branches over boxes, and which labels a box carries."""
+"""The two branches over boxes; importing this package registers `SCNetROIHeads`."""
 
 from .branches import ContextHead, ObjectHead
 from .context_boxes import context_label_targets, expand_boxes, object_label_targets
+from .fusion import ScoreFusion
+from .scnet_roi_heads import SCNetROIHeads
 
 __all__ = [
     "ContextHead",
     "ObjectHead",
+    "SCNetROIHeads",
+    "ScoreFusion",
     "context_label_targets",
     "expand_boxes",
     "object_label_targets",

@@ -25,7 +25,7 @@ class ObjectPredictions(NamedTuple):
 
 
 class ContextHead(nn.Module):
-    """ROIAlign, a trunk of its own and label predictor 2, on context boxes."""
+    """ROIAlign, a box head of its own and label predictor 2, on context boxes."""
 
     @configurable
     def __init__(
@@ -33,20 +33,20 @@ class ContextHead(nn.Module):
         *,
         in_features: list[str],
         pooler: ROIPooler,
-        trunk: nn.Module,
+        box_head: nn.Module,
         label_predictor: LabelPredictor,
     ):
         """
         Args:
             in_features: names of the feature maps to pool from.
             pooler: ROIAlign over these maps.
-            trunk: maps pooled features to box features (R, D).
+            box_head: maps pooled features to box features (R, D).
             label_predictor: maps box features to C label logits.
         """
         super().__init__()
         self.in_features = in_features
         self.pooler = pooler
-        self.trunk = trunk
+        self.box_head = box_head
         self.label_predictor = label_predictor
 
     @classmethod
@@ -64,17 +64,17 @@ class ContextHead(nn.Module):
             canonical_box_size=canonical_size,
         )
         channels = input_shape[in_features[0]].channels
-        trunk = build_box_head(cfg, ShapeSpec(channels, height=resolution, width=resolution))
+        box_head = build_box_head(cfg, ShapeSpec(channels, height=resolution, width=resolution))
         return {
             "in_features": in_features,
             "pooler": pooler,
-            "trunk": trunk,
-            "label_predictor": LabelPredictor(cfg, trunk.output_shape.channels),
+            "box_head": box_head,
+            "label_predictor": LabelPredictor(cfg, box_head.output_shape.channels),
         }
 
     def box_features(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """Features (R, D) of the boxes of all images, R boxes in all."""
-        return self.trunk(self.pooler([features[f] for f in self.in_features], boxes))
+        return self.box_head(self.pooler([features[f] for f in self.in_features], boxes))
 
     def forward(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """Label logits (R, C) of the boxes of all images."""
@@ -84,16 +84,16 @@ class ContextHead(nn.Module):
         self,
         logits: torch.Tensor,
         targets: torch.Tensor,
-        counted: torch.Tensor,
+        loss_mask: torch.Tensor,
         num_boxes: float,
     ) -> dict[str, torch.Tensor]:
         """`loss_context_label`; arguments as in `LabelPredictor.loss`."""
-        loss = self.label_predictor.loss(logits, targets, counted, num_boxes)
+        loss = self.label_predictor.loss(logits, targets, loss_mask, num_boxes)
         return {"loss_context_label": loss}
 
 
 class ObjectHead(ContextHead):
-    """ROIAlign, trunk, location regressor, patch classifier and label predictor 1, on tight boxes.
+    """On tight boxes: ROIAlign, box head, location regressor, patch classifier, label predictor 1.
 
     Source: slides, "4 Patch Processors".
     """
@@ -112,7 +112,7 @@ class ObjectHead(ContextHead):
         """
         Args:
             box2box_transform: defines the box deltas.
-            feature_dim: D, length of the trunk's box features.
+            feature_dim: D, length of the box features.
             smooth_l1_beta: knee of the smooth-L1 location loss (slides: 1).
             loc_loss_weight: weight of `loss_object_loc`.
             patch_loss_weight: weight of `loss_object_patch`.
@@ -133,12 +133,12 @@ class ObjectHead(ContextHead):
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
-        box_head = cfg.MODEL.ROI_BOX_HEAD
+        keys = cfg.MODEL.ROI_BOX_HEAD
         return ret | {
-            "box2box_transform": Box2BoxTransform(weights=box_head.BBOX_REG_WEIGHTS),
-            "feature_dim": ret["trunk"].output_shape.channels,
-            "smooth_l1_beta": box_head.SMOOTH_L1_BETA,
-            "loc_loss_weight": box_head.BBOX_REG_LOSS_WEIGHT,
+            "box2box_transform": Box2BoxTransform(weights=keys.BBOX_REG_WEIGHTS),
+            "feature_dim": ret["box_head"].output_shape.channels,
+            "smooth_l1_beta": keys.SMOOTH_L1_BETA,
+            "loc_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
             "patch_loss_weight": cfg.MODEL.SCNET.OBJECT.PATCH_LOSS_WEIGHT,
         }
 
@@ -151,10 +151,10 @@ class ObjectHead(ContextHead):
             label_logits=self.label_predictor(x),
         )
 
-    def refine(self, deltas: torch.Tensor, boxes: list[Boxes]) -> list[torch.Tensor]:
-        """Apply deltas (R, 4) to the boxes; one (K, 4) tensor of XYXY boxes for each image."""
+    def refine(self, deltas: torch.Tensor, boxes: list[Boxes]) -> list[Boxes]:
+        """Apply deltas (R, 4) to the boxes of each image, R in all."""
         refined = self.box2box_transform.apply_deltas(deltas.float(), Boxes.cat(boxes).tensor)
-        return list(refined.split([len(b) for b in boxes]))
+        return [Boxes(b) for b in refined.split([len(b) for b in boxes])]
 
     def losses(
         self,
@@ -163,7 +163,7 @@ class ObjectHead(ContextHead):
         gt_boxes: torch.Tensor,
         foreground: torch.Tensor,
         targets: torch.Tensor,
-        counted: torch.Tensor,
+        loss_mask: torch.Tensor,
         num_boxes: float,
     ) -> dict[str, torch.Tensor]:
         """Location, patch and label losses of R sampled boxes.
@@ -174,7 +174,7 @@ class ObjectHead(ContextHead):
             gt_boxes: (R, 4) matched ground-truth boxes, meaningful where `foreground`.
             foreground: (R,) bool, the box holds an object.
             targets: (R, C) multi-hot label targets.
-            counted: (R, C) bool, entries of the label loss that count.
+            loss_mask: (R, C) bool, entries of the label loss that count.
             num_boxes: what every sum over boxes is divided by.
 
         Returns:
@@ -185,9 +185,9 @@ class ObjectHead(ContextHead):
             predictions.deltas[foreground], gt_deltas, self.smooth_l1_beta, reduction="sum"
         )
         patch = F.binary_cross_entropy_with_logits(
-            predictions.patch_logits, foreground.to(predictions.patch_logits), reduction="sum"
+            predictions.patch_logits.float(), foreground.float(), reduction="sum"
         )
-        label = self.label_predictor.loss(predictions.label_logits, targets, counted, num_boxes)
+        label = self.label_predictor.loss(predictions.label_logits, targets, loss_mask, num_boxes)
         return {
             "loss_object_loc": loc * (self.loc_loss_weight / num_boxes),
             "loss_object_patch": patch * (self.patch_loss_weight / num_boxes),

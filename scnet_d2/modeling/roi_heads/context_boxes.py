@@ -1,7 +1,8 @@
-"""Patch generator 2: context boxes, and which labels a box carries."""
+"""Patch generator 2: context boxes, which labels a box carries, and which box a label."""
 
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
+from torch.nn import functional as F
 
 
 def expand_boxes(boxes: torch.Tensor, image_size: tuple[int, int], ratio: float) -> torch.Tensor:
@@ -58,16 +59,79 @@ def context_label_targets(
         context_boxes: K context boxes of one image.
         targets: ground truth of that image with `gt_boxes` (G) and `gt_classes` (G,).
         num_classes: C.
-        coverage: least share of a ground-truth box's area inside the context box, in (0, 1].
+        coverage: least IoA, the share of a ground-truth box's area inside the context box, in
+            (0, 1].
 
     Returns:
         (K, C) float32 multi-hot targets.
     """
-    # (K, G) intersection / area of the ground-truth box
-    inside = pairwise_ioa(context_boxes, targets.gt_boxes) >= coverage
+    # IoA: intersection / area of the ground-truth box
+    inside = pairwise_ioa(context_boxes, targets.gt_boxes) >= coverage  # (K, G)
     return _multi_hot(inside.T, targets, num_classes)
 
 
 def _multi_hot(matches: torch.Tensor, targets: Instances, num_classes: int) -> torch.Tensor:
-    classes = torch.nn.functional.one_hot(targets.gt_classes, num_classes)  # (G, C)
-    return (matches.T.float() @ classes.float()).clamp(max=1)  # (G, K) -> (K, C)
+    """Classes of the ground-truth boxes that match: (G, K) bool -> (K, C) float32."""
+    # index_add_ counts in float32, where a matrix product would follow autocast to half precision
+    counts = torch.zeros(num_classes, matches.shape[1], device=matches.device)  # (C, K)
+    return counts.index_add_(0, targets.gt_classes, matches.float()).clamp_(max=1).T
+
+
+def best_boxes(scored: Instances) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each label the box with its highest score, and that box's context box.
+
+    Args:
+        scored: `pred_boxes` (K), `label_scores` (K, C) and `context_boxes` (K) of one image.
+
+    Returns:
+        Two (C, 4) tensors, XYXY; nan where there is no finite box with a finite score.
+    """
+    scores, boxes = scored.label_scores, scored.pred_boxes.tensor
+    usable = boxes.isfinite().all(dim=1, keepdim=True) & scores.isfinite()  # (K, C)
+    # a last row of nan, below all scores and above what cannot be used
+    best = F.pad(scores.where(usable, -1), (0, 0, 0, 1), value=-0.5).argmax(dim=0)  # (C,)
+    tight, context = (
+        F.pad(b, (0, 0, 0, 1), value=float("nan"))[best]
+        for b in (boxes, scored.context_boxes.tensor)
+    )
+    return tight, context
+
+
+def scale_boxes(
+    boxes: torch.Tensor, size: tuple[int, int], new_size: tuple[int, int]
+) -> torch.Tensor:
+    """Boxes (C, 4) XYXY of an image of `size` (height, width) in the same image of `new_size`.
+
+    They are clipped to it; nan, which `Boxes` refuses, stays.
+    """
+    (height, width), (new_height, new_width) = size, new_size
+    most = boxes.new_tensor([new_width, new_height] * 2)
+    scaled = boxes * (most / boxes.new_tensor([width, height] * 2))
+    return scaled.clamp(min=0).minimum(most)
+
+
+class ContextLinkedBoxes(Boxes):
+    """Detected boxes that take their context boxes along when they are scaled and clipped.
+
+    Detectron2's post-processing brings `pred_boxes` alone to the original image. What is indexed
+    or moved to another device is an ordinary `Boxes` again.
+    """
+
+    def __init__(self, tensor: torch.Tensor, context_boxes: Boxes):
+        """
+        Args:
+            tensor: (K, 4) detected boxes.
+            context_boxes: K boxes, changed in place.
+        """
+        super().__init__(tensor)
+        self.context_boxes = context_boxes
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Scale the boxes and their context boxes in place."""
+        super().scale(scale_x, scale_y)
+        self.context_boxes.scale(scale_x, scale_y)
+
+    def clip(self, box_size: tuple[int, int]) -> None:
+        """Clip the boxes and their context boxes to an image of (height, width) in place."""
+        super().clip(box_size)
+        self.context_boxes.clip(box_size)

@@ -1,0 +1,185 @@
+"""SCNetROIHeads in a stock GeneralizedRCNN, and the boxes that they give."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from conftest import make_input, small_config
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+from scnet_d2.modeling import SCNetROIHeads, object_label_targets
+from scnet_d2.modeling.roi_heads.context_boxes import best_boxes
+
+STOCK = ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+SIZE = (100, 200)  # height, width
+
+
+def roi_heads(*opts) -> SCNetROIHeads:
+    cfg = small_config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, *opts)
+    shapes = {f"p{i}": ShapeSpec(channels=64, stride=2**i) for i in range(2, 6)}
+    return SCNetROIHeads(cfg, shapes)
+
+
+def scored(boxes, label_scores, context_boxes=None) -> Instances:
+    """What `score_boxes` gives for one image."""
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    context = boxes if context_boxes is None else torch.tensor(context_boxes, dtype=torch.float32)
+    return Instances(
+        SIZE,
+        pred_boxes=Boxes(boxes),
+        label_scores=torch.as_tensor(label_scores, dtype=torch.float32),
+        context_boxes=Boxes(context),
+    )
+
+
+def grid(count: int) -> list[list[float]]:
+    """Boxes of 4 px that do not touch."""
+    return [
+        [6.0 * (i % 30), 6.0 * (i // 30), 6.0 * (i % 30) + 4, 6.0 * (i // 30) + 4]
+        for i in range(count)
+    ]
+
+
+def test_a_stock_rcnn_detects_with_label_scores_and_context_boxes_in_original_coordinates():
+    model = build_model(small_config(*STOCK, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)).eval()
+    assert type(model) is GeneralizedRCNN
+    x = make_input([], [], (96, 128), height=192, width=384)
+    kept = []
+    select = model.roi_heads._detect
+    model.roi_heads._detect = lambda s: kept.append(copy.deepcopy(found := select(s))) or found
+    with torch.no_grad():
+        (output,) = model([x])
+    instances, (network,) = output["instances"], kept
+    assert instances.label_scores.shape == (len(instances), 14)
+    nonempty = network.pred_boxes.nonempty()
+    for name in ("pred_boxes", "context_boxes"):
+        expected = network.get(name).tensor[nonempty] * torch.tensor([3.0, 2.0, 3.0, 2.0])
+        torch.testing.assert_close(instances.get(name).tensor, expected)
+
+
+def test_a_stock_rcnn_trains_on_the_losses_of_both_branches():
+    model = build_model(small_config(*STOCK))
+    inputs = [make_input([[10, 10, 50, 60]], [3]), make_input([], [])]
+    with EventStorage():
+        losses = model(inputs)
+        sum(losses.values()).backward()
+    assert {k for k in losses if "rpn" not in k} == {
+        "loss_object_loc", "loss_object_patch", "loss_object_label", "loss_context_label",
+    }  # fmt: skip
+    assert all(p.grad is not None for p in model.roi_heads.parameters())
+
+
+def test_another_kind_of_roi_heads_is_refused_by_scnet():
+    with pytest.raises(ValueError, match=r"NAME is 'StandardROIHeads': .* SCNetROIHeads"):
+        build_model(small_config("MODEL.ROI_HEADS.NAME", "StandardROIHeads"))
+
+
+def test_a_label_comes_from_its_best_box_although_others_fill_the_detections():
+    boxes = [*grid(150), [100, 80, 120, 100]]
+    scores = [[0.9, 0.1]] * 150 + [[0.0, 0.6]]
+    context = [*grid(150), [90, 70, 130, 100]]
+    image = scored(boxes, scores, context)
+    (detections,) = roi_heads().detect([image])
+    assert len(detections) == 100
+    assert set(detections.pred_classes.tolist()) == {0}
+    tight, around = best_boxes(image)
+    assert tight[1].tolist() == [100, 80, 120, 100]
+    assert around[1].tolist() == [90, 70, 130, 100]
+
+
+def test_a_label_below_the_detection_threshold_has_its_box():
+    image = scored([[0, 0, 9, 9], [10, 10, 30, 30]], [[0.01, 0.5], [0.02, 0.5]])
+    assert best_boxes(image)[0][0].tolist() == [10, 10, 30, 30]
+
+
+def test_no_scored_box_gives_nan():
+    for boxes in best_boxes(scored([], torch.zeros(0, 3))):
+        assert boxes.shape == (3, 4)
+        assert boxes.isnan().all()
+
+
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_a_box_that_is_not_finite_shifts_no_rows(fault):
+    boxes = [[0, 0, fault, 9], [20, 20, 60, 60], [100, 20, 160, 60]]
+    scores = [[0.9, 0.9, 0.9], [0.8, 0.1, 0.0], [0.0, 0.2, 0.7]]
+    context = [[0, 0, 1, 1], [10, 10, 70, 70], [80, 0, 180, 80]]
+    image = scored(boxes, scores, context)
+    (detections,) = roi_heads().detect([image])
+    found = {
+        tuple(b.pred_boxes.tensor[0].tolist()): b
+        for b in (detections[i] for i in range(len(detections)))
+    }
+    assert set(found) == {(20, 20, 60, 60), (100, 20, 160, 60)}
+    for row in (1, 2):
+        detection = found[tuple(map(float, boxes[row]))]
+        torch.testing.assert_close(detection.label_scores[0], torch.tensor(scores[row]))
+        assert detection.context_boxes.tensor[0].tolist() == context[row]
+    assert best_boxes(image)[0].tolist() == [boxes[1], boxes[2], boxes[2]]
+
+
+def training_scores(*opts):
+    """Fused scores of sampled boxes, with heads whose logits are constant, and the heads."""
+    heads = roi_heads(*opts).train()
+    for head, patch_logit in ((heads.object_head, math.log(3)), (heads.context_head, None)):
+        for layer in (head.label_predictor.label_score, getattr(head, "patch_classifier", None)):
+            if layer is not None:
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
+        if patch_logit is not None:
+            torch.nn.init.constant_(head.patch_classifier.bias, patch_logit)
+    target = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])))
+    target.gt_classes = torch.tensor([2])
+    proposal = Instances((64, 64), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 30, 30]])))
+    proposal.objectness_logits = torch.tensor([-9.0])
+    features = {f"p{i}": torch.zeros(1, 64, 64 // 2**i, 64 // 2**i) for i in range(2, 6)}
+    images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+    with EventStorage():
+        (sampled,), _ = heads(images, features, [proposal], [target])
+    return sampled.label_scores, heads
+
+
+def test_the_patch_confidence_of_training_is_that_of_the_patch_classifier_with_its_gradient():
+    scores, heads = training_scores("MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True)
+    # sigmoid(0) = 0.5 of both branches, times sigmoid(ln 3) = 0.75; the objectness is sigmoid(-9)
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.375))
+    scores.sum().backward()
+    assert heads.object_head.patch_classifier.bias.grad.item() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_label_targets_stay_float32_under_autocast(dtype):
+    targets = Instances(SIZE, gt_boxes=Boxes(torch.tensor([[0.0, 0, 10, 10]] * 3)))
+    targets.gt_classes = torch.tensor([1, 1, 0])
+    with torch.autocast("cpu", dtype=dtype):
+        labels = object_label_targets(Boxes(torch.tensor([[0.0, 0, 10, 10]])), targets, 4, 0.5)
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [[1, 1, 0, 0]]
+
+
+def test_the_label_losses_are_computed_in_float32_under_autocast():
+    _, heads = training_scores()
+    logits = torch.tensor([[4.0, -4.0]], dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = heads.context_head.losses(
+            logits, torch.tensor([[0.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool), 1
+        )
+    (loss,) = losses.values()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(2 * math.log1p(math.exp(4)))
+
+
+def test_the_heads_are_copied_and_pickled():
+    heads = roi_heads()
+    for twin in (copy.deepcopy(heads), pickle.loads(pickle.dumps(heads))):
+        torch.nn.init.zeros_(twin.object_head.patch_classifier.bias)
+        assert twin.state_dict().keys() == heads.state_dict().keys()
+
+
+def test_given_boxes_come_back_as_they_are():
+    instances = [Instances(SIZE, pred_boxes=Boxes(torch.zeros(1, 4)))]
+    assert roi_heads().forward_with_given_boxes({}, instances) is instances
