@@ -12,6 +12,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 _BOX_HEAD = re.compile(r"(?:roi_heads\.)?box_head\.(.+)")
 _PREDICTOR = re.compile(r"(?:roi_heads\.box_predictor\.)?(cls_score|bbox_pred)\.(weight|bias)")
 _BRANCHES = ("roi_heads.object_head", "roi_heads.context_head")
+_BRANCH_BOX_HEADS = tuple(f"{branch}.box_head." for branch in _BRANCHES)
 _WHY_LEFT_OUT = (
     (r".*cell_anchors.*", "the config sets these"),
     (r"(linear|fc|fc1000|head\.fc)\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),
@@ -50,8 +51,10 @@ def match_suffixes(
     Raises:
         ValueError: if a name stands for several tensors of the model.
     """
+    # "box_head.fc1.weight" of a detector would stand for both branches: see convert_detector
+    single = {n: x for n, x in model_state.items() if not n.startswith(_BRANCH_BOX_HEADS)}
     with _only_errors("detectron2.checkpoint.c2_model_loading"):
-        renamed = align_and_update_state_dicts(model_state, state, c2_conversion=caffe2)
+        renamed = align_and_update_state_dicts(single, state, c2_conversion=caffe2)
     for name in [n for n in renamed if n not in model_state]:
         wanted = [m for m in model_state if m.endswith("." + name) and m not in renamed]
         if len(wanted) == 1:
@@ -83,12 +86,12 @@ def convert_detector(
         What was left out and where the rest came from.
     """
     conversion = Conversion({}, {})
-    branches = [b for b in _BRANCHES if any(k.startswith(b + ".box_head.") for k in model_state)]
-    if not branches:
+    heads = [h for h in _BRANCH_BOX_HEADS if any(k.startswith(h) for k in model_state)]
+    if not heads:
         return conversion
     for name in list(state):
         if box_head := _BOX_HEAD.fullmatch(name):
-            targets = [f"{branch}.box_head.{box_head[1]}" for branch in branches]
+            targets = [head + box_head[1] for head in heads]
             why = "" if init_trunk else "MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR is False"
         elif predictor := _PREDICTOR.fullmatch(name):
             targets = [f"roi_heads.object_head.location_regressor.{predictor[2]}"]

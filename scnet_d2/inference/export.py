@@ -20,7 +20,7 @@ from .. import __version__
 from ..checkpoint import SCNetCheckpointer
 from ..config import add_scnet_config
 from ..modeling import SCNet
-from ..modeling.roi_heads.context_boxes import best_boxes, scale_boxes
+from ..modeling.roi_heads.context_boxes import best_boxes
 from ..outputs import replacing, whole_file
 from .predictor import SCNetPredictor
 
@@ -72,14 +72,13 @@ def predict_image(model: SCNet, image: torch.Tensor) -> Outputs:
     """
     images = model.preprocess_image([{"image": image.permute(2, 0, 1)}])
     (scored,) = model.score_boxes(images)
-    label_boxes = (scale_boxes(b, scored.image_size, scored.image_size) for b in best_boxes(scored))
     scored.pred_boxes.clip(scored.image_size)
     return Outputs(
         model.aggregator(scored.label_scores),
         scored.pred_boxes.tensor,
         scored.label_scores,
         scored.context_boxes.tensor,
-        *label_boxes,
+        *best_boxes(scored),
     )
 
 

@@ -98,4 +98,5 @@ def build_aggregation(cfg: CfgNode) -> Aggregation:
             )
         if not 0 < agg[name.upper()] < math.inf:
             raise ValueError(f"{key}.{name.upper()} is {agg[name.upper()]}; it must be > 0")
-    return partial(function, **{name: agg[name.upper()] for name in names})
+    options = {name: agg[name.upper()] for name in names}
+    return partial(function, **options) if options else function

@@ -527,3 +527,19 @@ def test_resume_restores_optimizer_scheduler_and_iteration(tmp_path, optimizer):
     for key, state in theirs.items():
         for name, value in state.items():
             torch.testing.assert_close(ours[key][name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("opts", [(), ("MODEL.META_ARCHITECTURE", "ImageLabeler")])
+def test_weights_with_the_names_of_the_first_version_load(opts, tmp_path):
+    if opts:
+        opts += ("MODEL.IMAGE_LABELER.IN_FEATURE", "p5")
+    source, model = randomize(scnet(*opts)), scnet(*opts)
+    former = {
+        re.sub(r"^head\.", "label_predictor.", n)
+        .replace("roi_heads.", "")
+        .replace("box_head", "trunk"): x
+        for n, x in source.state_dict().items()
+    }
+    torch.save({"model": former}, tmp_path / "former.pth")
+    SCNetCheckpointer(model, require_all=True).load(str(tmp_path / "former.pth"))
+    assert_same(model.state_dict(), source.state_dict())

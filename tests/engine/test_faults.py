@@ -446,7 +446,7 @@ def test_weights_of_another_class_count_start_training_and_are_refused_in_evalua
     model = build_model(small_config("MODEL.ROI_HEADS.NUM_CLASSES", 5))
     start = SCNetCheckpointer(model)
     start.load(weights)
-    assert {name.split(".")[1] for name in start.report.wrong_shape} == {"label_predictor"}
+    assert {name.split(".")[2] for name in start.report.wrong_shape} == {"label_predictor"}
     with pytest.raises(CheckpointError, match=r"14_classes\.pth lacks 4 .*label_predictor"):
         SCNetCheckpointer(model, require_all=True).load(weights)
 

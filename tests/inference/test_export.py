@@ -107,10 +107,9 @@ def test_a_traced_model_gives_pytorchs_outputs_at_other_sizes(exported):
         assert expected.image_scores.max() - expected.image_scores.min() > 0.1
         actual = run(scene(size))
         difference = output_difference(expected, actual)
-        for key in ("label_boxes", "label_context_boxes"):
-            torch.testing.assert_close(
-                getattr(actual, key), getattr(expected, key), atol=1e-2, rtol=0
-            )
+        best = actual.label_scores.argmax(dim=0)  # (C,)
+        torch.testing.assert_close(actual.label_boxes, actual.boxes[best])
+        torch.testing.assert_close(actual.label_context_boxes, actual.context_boxes[best])
         numbers.add(difference.num_boxes)
         assert difference.num_paired == difference.num_boxes == len(expected.boxes) > 5
         assert difference.image_scores <= 1e-4
@@ -163,7 +162,8 @@ def test_an_image_without_boxes_scores_zero(name, tmp_path):
     assert len(run(scene((96, 128))).boxes) > 0
     outputs = run(scene((24, 28)))  # no box in it has sides above 30
     assert outputs.image_scores.tolist() == [0] * 14
-    assert [tuple(x.shape) for x in outputs[1:]] == [(0, 4), (0, 14), (0, 4)]
+    assert [tuple(x.shape) for x in outputs[1:4]] == [(0, 4), (0, 14), (0, 4)]
+    assert all(x.shape == (14, 4) and x.isnan().all() for x in outputs[4:])
 
 
 @pytest.mark.parametrize("method", ["max", "topk_mean", "noisy_or", "logsumexp"])

@@ -324,19 +324,20 @@ def test_full_size_resnext_trains_a_step_predicts_and_is_scored_by_coco_evaluato
     with torch.no_grad():
         outputs = model(inputs)
     assert_contract(outputs, inputs, 80)
-    assert 0 <= coco_ap(tmp_path / "found", inputs, outputs) <= 100
     found = outputs[0]["instances"]
-    outputs[0]["instances"] = Instances.cat([found, perfect_detection()])
-    assert coco_ap(tmp_path / "perfect", inputs, outputs) == pytest.approx(100)
+    assert (found.scores < 0.5).all()
+    outputs[0]["instances"] = Instances.cat([found, wrong_and_exact_detection()])
+    # the one object comes second: its precision, at every IoU, is 1/2
+    assert coco_ap(tmp_path, inputs, outputs) == pytest.approx(50)
 
 
-def perfect_detection() -> Instances:
-    """The one object, found with a score above all others."""
+def wrong_and_exact_detection() -> Instances:
+    """A box beside the one object with the highest score, and the object itself with the next."""
     instances = Instances((320, 320))
-    instances.pred_boxes = Boxes(torch.tensor([[40.0, 40, 200, 200]]))
-    instances.context_boxes = Boxes(torch.tensor([[0.0, 0, 280, 280]]))
-    instances.scores, instances.pred_classes = torch.tensor([1.0]), torch.tensor([17])
-    instances.label_scores = torch.zeros(1, 80)
+    instances.pred_boxes = Boxes(torch.tensor([[240.0, 240, 300, 300], [40, 40, 200, 200]]))
+    instances.context_boxes = Boxes(torch.tensor([[200.0, 200, 320, 320], [0, 0, 280, 280]]))
+    instances.scores, instances.pred_classes = torch.tensor([0.9, 0.6]), torch.tensor([17, 17])
+    instances.label_scores = torch.zeros(2, 80)
     return instances
 
 

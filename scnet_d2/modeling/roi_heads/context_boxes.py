@@ -105,9 +105,9 @@ def scale_boxes(
     They are clipped to it; nan, which `Boxes` refuses, stays.
     """
     (height, width), (new_height, new_width) = size, new_size
-    most = boxes.new_tensor([new_width, new_height] * 2)
-    scaled = boxes * (most / boxes.new_tensor([width, height] * 2))
-    return scaled.clamp(min=0).minimum(most)
+    x = (boxes[:, 0::2] * (new_width / width)).clamp(min=0, max=new_width)  # (C, 2)
+    y = (boxes[:, 1::2] * (new_height / height)).clamp(min=0, max=new_height)
+    return torch.stack([x, y], dim=2).flatten(1)  # (C, 2, 2) -> (C, 4)
 
 
 class ContextLinkedBoxes(Boxes):
