@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.structures import Instances
 
-from ..evaluation.label_boxes import best_box
+from ..evaluation.label_boxes import label_boxes
 from ..evaluation.metrics import predicted
 from ..evaluation.multilabel_evaluator import image_scores
 from ..report.templates import TEMPLATES, DrawnBox
 
 PHOTO_SIDE = 1280  # long side of the photograph that the page gets, in pixels
+SAME_BOX = 0.5  # px; boxes that differ by less are drawn once
 
 STYLE = resources.files(__package__) / "label_page.css"
 SCRIPT = resources.files(__package__) / "label_page.js"
@@ -60,10 +61,12 @@ def list_labels(
     """
     scores = image_scores(output, len(class_names))
     decisions = predicted(scores, thresholds)
+    boxes, context = label_boxes(output, len(class_names))
     return [
         Label(
             c, number, class_names[c], scores[c], thresholds[c], decisions[c],
-            _boxes(number, output["instances"], c, thresholds[c]),
+            _boxes(number, DrawnBox(number, boxes[c], context[c]), output["instances"], c,
+                   thresholds[c]),
         )
         for number, c in enumerate(np.argsort(-scores, kind="stable").tolist(), start=1)
     ]  # fmt: skip
@@ -74,12 +77,15 @@ def page_html(part: str, *values) -> str:
     return str(getattr(TEMPLATES.get_template("app/label_page.html.jinja").module, part)(*values))
 
 
-def _boxes(number: int, instances: Instances, class_id: int, threshold: float) -> list[DrawnBox]:
-    best = best_box(instances, class_id)
-    if best is None:
+def _boxes(
+    number: int, best: DrawnBox, instances: Instances, class_id: int, threshold: float
+) -> list[DrawnBox]:
+    """The box that a label comes from, then those of its detections that reach the threshold."""
+    if np.isnan(best.tight).any():
         return []
     tight, context = instances.pred_boxes.tensor.numpy(), instances.context_boxes.tensor.numpy()
     own = instances.pred_classes.numpy() == class_id
-    # Other classes' detections may have the same box: it is drawn once.
-    other = own & predicted(instances.scores.numpy(), threshold) & (tight != tight[best]).any(1)
-    return [DrawnBox(number, tight[i], context[i]) for i in (best, *np.flatnonzero(other))]
+    # One of the detections is of the box that the label comes from, unless NMS left it out.
+    other = own & predicted(instances.scores.numpy(), threshold)
+    other &= np.abs(tight - best.tight).max(axis=1, initial=0) > SAME_BOX
+    return [best, *(DrawnBox(number, tight[i], context[i]) for i in np.flatnonzero(other))]

@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from detectron2.structures import Instances
 
-EVIDENCE_LABELS = 8  # labels of an image whose boxes are kept, enough for a page of pictures
+from .metrics import predicted
 
-_FIELDS = ("pred_boxes", "scores", "pred_classes", "label_scores", "context_boxes")
-
-
-def best_box(instances: Instances, class_id: int) -> int | None:
-    """Index of the box in which a label scores highest; None without one.
-
-    Args:
-        instances: of SCNet, whose every box has ``label_scores`` (C,), or of any detector, whose
-            box speaks for its ``pred_classes`` alone.
-        class_id: the label.
-    """
-    if len(instances) == 0:
-        return None
-    if instances.has("label_scores"):
-        return int(instances.label_scores[:, class_id].argmax())
-    own = (instances.pred_classes == class_id).nonzero().flatten()
-    return int(own[instances.scores[own].argmax()]) if len(own) else None
+LABELS_WITH_BOXES = 8  # of an image in a score file, or all predicted ones where they are more
 
 
-def label_evidence(instances: Instances, scores: np.ndarray) -> np.ndarray:
-    """The boxes of the highest-scoring labels of an image.
+def label_boxes(output: dict[str, Any], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each label the box that it comes from, and that box's context box.
+
+    SCNet says it itself: the box in which the label scores highest among all boxes that were
+    scored, also those that no detection is left of. Of another detector's output it is the
+    detection with the highest score among those of the label, as for its image score.
 
     Args:
-        instances: see :func:`best_box`.
-        scores: (C,) image scores.
+        output: a model's output for one image: ``label_boxes`` and ``label_context_boxes``, Tensor
+            (C, 4) each, or ``instances``, or neither.
+        num_classes: C.
 
     Returns:
-        (L, 9) float32, L at most ``EVIDENCE_LABELS``: class id, tight box and context box in XYXY
-        pixels of the original image; nan where the model has no context boxes.
+        ``(boxes, context_boxes)``, each (C, 4) float32 XYXY in pixels of the original image; rows
+        are nan where a label has no box, or the model no context boxes.
     """
-    fields = {key: instances.get(key) for key in _FIELDS if instances.has(key)}
-    instances = Instances(instances.image_size, **fields).to("cpu")  # masks stay where they are
-    order = np.argsort(-scores, kind="stable")[:EVIDENCE_LABELS].tolist()
-    best = [(class_id, best_box(instances, class_id)) for class_id in order]
-    best = [(class_id, box) for class_id, box in best if box is not None]
-    rows = np.full((len(best), 9), np.nan, dtype=np.float32)
-    for row, (class_id, box) in zip(rows, best):
-        row[0] = class_id
-        row[1:5] = instances.pred_boxes.tensor[box].detach().numpy()
+    if "label_boxes" in output:
+        return tuple(_numpy(output[key]) for key in ("label_boxes", "label_context_boxes"))
+    boxes, context_boxes = np.full((2, num_classes, 4), np.nan, dtype=np.float32)
+    if "instances" in output:
+        instances = output["instances"]
+        # the highest score comes last, and of equal ones the first
+        order = np.argsort(-_numpy(instances.scores), kind="stable")[::-1]
+        classes = instances.pred_classes.cpu().numpy()[order]
+        boxes[classes] = _numpy(instances.pred_boxes.tensor)[order]
         if instances.has("context_boxes"):
-            row[5:9] = instances.context_boxes.tensor[box].detach().numpy()
-    return rows.round(1)  # a tenth of a pixel, which compresses well
+            context_boxes[classes] = _numpy(instances.context_boxes.tensor)[order]
+    return boxes, context_boxes
+
+
+def evidence_rows(
+    output: dict[str, Any], scores: np.ndarray, thresholds: float | np.ndarray
+) -> np.ndarray:
+    """The boxes of the highest-scoring labels of an image, and of all that are predicted.
+
+    Args:
+        output: see :func:`label_boxes`.
+        scores: (C,) image scores.
+        thresholds: from which on a label is predicted; one number or (C,).
+
+    Returns:
+        (L, 9) float32, the highest score first: class id, box and context box as
+        :func:`label_boxes` gives them, in tenths of a pixel. Labels without a box have no row.
+    """
+    boxes, context_boxes = label_boxes(output, len(scores))
+    order = np.argsort(-scores, kind="stable")
+    kept = predicted(scores, thresholds)
+    kept[order[:LABELS_WITH_BOXES]] = True
+    kept &= ~np.isnan(boxes).any(axis=1)
+    order = order[kept[order]]
+    rows = np.column_stack([order, boxes[order], context_boxes[order]])
+    return rows.astype(np.float32).round(1)  # which compresses well
 
 
 def evidence_arrays(evidence: list[np.ndarray]) -> dict[str, np.ndarray]:
     """What is saved: one row for each label of an image that has a box.
 
     Args:
-        evidence: N arrays of :func:`label_evidence`.
+        evidence: N arrays of :func:`evidence_rows`.
 
     Returns:
         ``evidence_images`` (E,) int32 rows of the scores, ``evidence_classes`` (E,) int32,
@@ -70,3 +84,8 @@ def evidence_arrays(evidence: list[np.ndarray]) -> dict[str, np.ndarray]:
         "evidence_boxes": rows[:, 1:5],
         "evidence_context_boxes": rows[:, 5:9],
     }
+
+
+def _numpy(values) -> np.ndarray:
+    """A tensor on any device as a float32 array of its shape."""
+    return values.detach().float().cpu().numpy()

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import LabelPolicy, get_multilabel_dicts
 from ..data.labels import DEFAULT_POLICY
-from .label_boxes import evidence_arrays, label_evidence
+from .label_boxes import evidence_arrays, evidence_rows
 from .metrics import multilabel_metrics, named_metrics
 from .score_files import FILE_NAME, ScoreTable, write_scores
 from .table import format_table
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
     """What is kept of one image."""
 
     scores: np.ndarray  # (C,) float32
-    evidence: np.ndarray  # (L, 9) float32, see label_evidence
+    evidence: np.ndarray  # (L, 9) float32, see evidence_rows
     unreadable: str  # why the image could not be read, "" where it was
 
 
@@ -79,8 +79,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 process evaluates what it has seen, which must then be the whole data set.
             output_dir: folder for ``multilabel_scores.npz``: image_ids (N,), file_names (N,),
                 class_names (C,), scores (N, C) float32, labels and ignored (N, C) bool,
-                thresholds (C,), unreadable (N,) bool, and the boxes of each image's highest scores,
-                see :func:`evidence_arrays`.
+                thresholds (C,), unreadable (N,) bool, and the boxes of each image's predicted and
+                highest-scoring labels, see :func:`evidence_arrays`.
             baselines: more rows of the logged table, beside that of the class prevalence: functions
                 that return scores (N, C) in the order of the data set.
             class_groups: ``mAP_<group>`` is the mean AP over these classes.
@@ -124,7 +124,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 raise ValueError(f"image {file_name} of {self._dataset_name}: {error}") from error
             self._image_ids.append(dataset_dict["image_id"])
             self._scores.append(scores)
-            self._evidence.append(_evidence(output if self._output_dir else {}, scores))
+            boxes = output if self._output_dir else {}  # unless nothing is going to be saved
+            self._evidence.append(evidence_rows(boxes, scores, self._threshold))
             self._unreadable.append(dataset_dict.get("unreadable", ""))
 
     def _image_scores(self, dataset_dict: dict, output: dict) -> np.ndarray:
@@ -283,13 +284,6 @@ def image_scores(output: dict[str, Any], num_classes: int) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"the score of class {wrong[0]} is {scores[wrong[0]]}, not in [0, 1]")
     return scores
-
-
-def _evidence(output: dict[str, Any], scores: np.ndarray) -> np.ndarray:
-    """Rows of `label_evidence`; none where there are no boxes, or nothing is going to be saved."""
-    if "instances" in output:
-        return label_evidence(output["instances"], scores)
-    return np.zeros((0, 9), dtype=np.float32)
 
 
 def detection_scores(instances: Instances, num_classes: int) -> np.ndarray:

@@ -10,12 +10,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
 
 from ..checkpoint import SCNetCheckpointer
 from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
-from ..evaluation.label_boxes import best_box
+from ..evaluation.label_boxes import label_boxes
 from ..evaluation.metrics import predicted
 from ..evaluation.multilabel_evaluator import image_scores
 from ..evaluation.thresholds import label_thresholds
@@ -160,7 +159,7 @@ def describe_labels(
     """Labels of an image from the highest score down, each with the box that it comes from.
 
     Args:
-        output: the model's output for one image; without `instances` there are no boxes.
+        output: the model's output for one image.
         class_names: C names.
         top_k: how many labels at most; all C by default.
         thresholds: (C,); only the labels that are predicted from them on, see
@@ -168,20 +167,24 @@ def describe_labels(
 
     Returns:
         Dicts with `label`, `score`, not rounded (see `rounded_scores`), and `box` and
-        `context_box` ([x0, y0, x1, y1] in pixels of the original image): of the detection in which
-        the label scores highest, or None where nothing was detected, or the model predicts image
-        scores alone.
+        `context_box` ([x0, y0, x1, y1] in pixels of the original image), see
+        :func:`scnet_d2.evaluation.label_boxes.label_boxes`; None where the label has no box.
 
     Raises:
         ValueError: if a score is nan or outside [0, 1].
     """
     scores = image_scores(output, len(class_names))
+    boxes, context_boxes = label_boxes(output, len(class_names))
     order = np.argsort(-scores, kind="stable")
     if thresholds is not None:
         order = order[predicted(scores[order], thresholds[order])]
-    instances = output["instances"].to("cpu") if "instances" in output else None
     return [
-        {"label": class_names[c], "score": scores[c].item()} | _evidence(instances, c)
+        {
+            "label": class_names[c],
+            "score": scores[c].item(),
+            "box": _rounded(boxes[c]),
+            "context_box": _rounded(context_boxes[c]),
+        }
         for c in order[:top_k].tolist()
     ]
 
@@ -191,16 +194,6 @@ def rounded_scores(labels: Sequence[dict]) -> list[dict]:
     return [label | {"score": round(label["score"], 4)} for label in labels]
 
 
-def _evidence(instances: Instances | None, class_id: int) -> dict:
-    best = None if instances is None else best_box(instances, class_id)
-    if best is None:
-        return {"box": None, "context_box": None}
-    context = instances.context_boxes.tensor[best] if instances.has("context_boxes") else None
-    return {
-        "box": _rounded(instances.pred_boxes.tensor[best]),
-        "context_box": None if context is None else _rounded(context),
-    }
-
-
-def _rounded(box: torch.Tensor) -> list[float]:
-    return [round(v, 1) for v in box.tolist()]
+def _rounded(box: np.ndarray) -> list[float] | None:
+    """A box (4,) in tenths of a pixel, or None for one of nan."""
+    return None if np.isnan(box).any() else [round(v, 1) for v in box.tolist()]

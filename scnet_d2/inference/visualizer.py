@@ -64,7 +64,8 @@ def _draw_boxes(axes, image, labels, thresholds) -> None:
     shown = [(i, x) for (i, x), least in ranked if x["box"] and predicted(x["score"], least)]
     for rank, label in reversed(shown):  # the highest score on top
         color = label_color(rank, label["score"], thresholds[rank])
-        _draw_rectangle(axes, label["context_box"], color, linestyle=(0, (4, 3)), linewidth=1.6)
+        if label["context_box"]:  # a detector has none
+            _draw_rectangle(axes, label["context_box"], color, linestyle=(0, (4, 3)), linewidth=1.6)
         _draw_rectangle(axes, label["box"], color, linestyle="-", linewidth=2.6)
     places: list[tuple[float, float]] = []
     for rank, label in shown:

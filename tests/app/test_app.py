@@ -140,9 +140,10 @@ def test_names_with_markup_stay_text():
 def test_without_any_box_the_labels_cannot_be_clicked():
     output = made_output()
     output["instances"] = output["instances"][:0]
+    output["label_boxes"] = output["label_context_boxes"] = torch.full((3, 4), torch.nan)
     page = made_page(output, threshold=0.95)
     assert all("disabled" in b for b in page.all("button"))
-    assert "No box scores high enough" in page.text and "No label reaches" in page.text
+    assert "The model found no box" in page.text and "No label reaches" in page.text
 
 
 def write_damaged(folder) -> dict:

@@ -323,11 +323,10 @@ def dataset():
 
 
 def scnet_output(image_id):
-    instances = Instances((100, 100))
-    instances.pred_boxes = Boxes(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]) + 10 * image_id)
-    instances.context_boxes = Boxes(torch.tensor([[0.0, 1, 4, 5], [4, 5, 8, 9]]) + 10 * image_id)
-    instances.label_scores = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1]])
-    return {"instances": instances, "image_scores": torch.tensor([0.9, 0.8, 0.2])}
+    boxes = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4]]) + 10 * image_id
+    context_boxes = boxes + torch.tensor([-1, -1, 1, 1])
+    scores = torch.tensor([0.9, 0.8, 0.2])
+    return {"image_scores": scores, "label_boxes": boxes, "label_context_boxes": context_boxes}
 
 
 def detector_output(_):
