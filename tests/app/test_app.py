@@ -98,6 +98,14 @@ def test_labels_come_with_the_box_of_their_score_and_their_other_detections():
     assert labels[2].boxes[0].context.tolist() == [60, 0, 200, 100]
 
 
+def test_the_box_of_a_label_need_not_be_a_detection():
+    output = made_output()
+    output["label_boxes"][2] = torch.tensor([5.0, 5, 20, 20])
+    output["label_context_boxes"][2] = torch.tensor([0.0, 0, 30, 30])
+    (box,) = list_labels(output, ("cat", "dog", "cow"), (0.5, 0.5, 0.5))[2].boxes
+    assert (box.tight.tolist(), box.context.tolist()) == ([5, 5, 20, 20], [0, 0, 30, 30])
+
+
 def test_detections_below_the_threshold_are_not_among_the_boxes():
     labels = list_labels(made_output(), ("cat", "dog", "cow"), (0.65, 0.5, 0.5))
     assert [len(x.boxes) for x in labels] == [1, 1, 1]
