@@ -641,7 +641,7 @@ def test_odd_class_and_file_names_are_drawn_and_written(random_model, tmp_path):
 
 
 @NO_GLYPHS
-def test_labelling_survives_unusable_images_and_counts_them(random_model, tmp_path):
+def test_the_demo_survives_unusable_images_and_counts_them(random_model, tmp_path):
     good = save(Image.new("RGB", (60, 40)), tmp_path / "good.png")
     strip = save(Image.new("RGB", (3000, 1)), tmp_path / "strip.png")
     absent, folder = str(tmp_path / "absent.png"), str(tmp_path)
