@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import load_config, use_available_device
-from scnet_d2.checkpoint import SCNetCheckpointer
+from scnet_d2.checkpoint import SCNetCheckpointer, replace_file
 from scnet_d2.data import add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import (
     Trainer,
@@ -23,7 +23,7 @@ from scnet_d2.engine import (
 )
 
 _OF_A_RUN = ("last_checkpoint", "metrics.json")
-_CHECKPOINT = re.compile(r"model_(final|best|\d+)\.pth")
+_CHECKPOINT = re.compile(r"(model_(final|best|\d+)|before_non_finite_\d+)\.pth")
 
 
 def setup(args) -> CfgNode:
@@ -45,7 +45,10 @@ def setup(args) -> CfgNode:
     log_cfg = cfg.clone()
     log_cfg.defrost()
     log_cfg.OUTPUT_DIR = log_dir
+    earlier = _earlier_config(log_dir) if args.resume and not args.eval_only else ""
     default_setup(log_cfg, args)
+    if earlier and comm.is_main_process():  # until the run is known to go on: see `main`
+        _write_config(log_dir, earlier)
     setup_logger(log_dir, distributed_rank=comm.get_rank(), name="scnet_d2")
     warn_of_leaks(cfg)
     return cfg
@@ -58,6 +61,19 @@ def _log_dir(cfg: CfgNode, eval_only: bool) -> str:
     """
     of_a_run = eval_only and _holds_run(cfg.OUTPUT_DIR)
     return os.path.join(cfg.OUTPUT_DIR, "inference") if of_a_run else cfg.OUTPUT_DIR
+
+
+def _earlier_config(folder: str) -> str:
+    """config.yaml of the run there; "" where there is none."""
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _write_config(folder: str, text: str) -> None:
+    replace_file(os.path.join(folder, "config.yaml"), lambda file: file.write(text.encode()))
 
 
 def _holds_run(folder: str) -> bool:
@@ -75,6 +91,8 @@ def main(args):
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        if comm.is_main_process():
+            _write_config(cfg.OUTPUT_DIR, cfg.dump())
         return trainer.train()
 
     if not (cfg.MODEL.WEIGHTS or args.resume):

@@ -113,6 +113,8 @@ def add_scnet_config(cfg: CN) -> None:
 
     # Optimizer: "SGD" (Detectron2's own builder) or "AdamW" (SOLVER.BASE_LR, SOLVER.WEIGHT_DECAY).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Iterations whose batch is left out: the weights stay as they are. For a batch that is bad.
+    cfg.SOLVER.SKIP_ITERATIONS = []
     # Mixed precision in bfloat16 on a CPU that has it (SOLVER.AMP.ENABLED is for GPUs alone).
     cfg.SOLVER.AMP.CPU = False
 

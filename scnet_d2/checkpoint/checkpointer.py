@@ -14,7 +14,6 @@ from .files import (
     BrokenCheckpointError,
     CheckpointError,
     read_checkpoint,
-    remove_partial_files,
     replace_file,
 )
 from .load_report import LoadReport
@@ -84,11 +83,9 @@ class SCNetCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: if a checkpoint does not fit the model, or none can be read.
         """
-        files = self._resumable() if resume else []
+        files = self.resumable() if resume else []
         if not files:
             return self.load(path, checkpointables=[])
-        if self.save_to_disk:
-            remove_partial_files(self.save_dir)
         self.require_all = True
         for file in files:
             try:
@@ -101,9 +98,9 @@ class SCNetCheckpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Whether `save_dir` holds a checkpoint to resume from."""
-        return bool(self._resumable())
+        return bool(self.resumable())
 
-    def _resumable(self) -> list[str]:
+    def resumable(self) -> list[str]:
         """Checkpoints of the run, the last one first."""
         marked = self.get_checkpoint_file() if super().has_checkpoint() else ""
         final = os.path.join(self.save_dir, "model_final.pth")
@@ -127,16 +124,26 @@ class SCNetCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
-        contents = {"model": self.model.state_dict(), **states, **kwargs}
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        logger.info("Saving checkpoint to %s", path)
-        replace_file(path, lambda file: torch.save(contents, file))
+        self.save_unmarked(name, **kwargs)
         self.tag_last_checkpoint(f"{name}.pth")
         if self.kept:
             # By age: of a run that went back to an earlier checkpoint, later numbers may be older.
             for old in sorted(self._numbered(), key=os.path.getmtime)[: -self.kept]:
                 os.remove(old)
+
+    def save_unmarked(self, name: str, **kwargs: Any) -> None:
+        """Save as `save` does, but leave the mark and all other checkpoints as they are.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
+        contents = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        replace_file(path, lambda file: torch.save(contents, file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the last checkpoint to the file `last_checkpoint`."""

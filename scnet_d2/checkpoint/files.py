@@ -12,6 +12,11 @@ import torch
 
 from ..outputs import PARTIAL, replacing
 
+# What a run writes to its folder, while it is being written.
+_PARTIAL_OF_A_RUN = re.compile(
+    rf"(.+\.pth|last_checkpoint|metrics\.json)(\.\d+)?{re.escape(PARTIAL)}"
+)
+
 
 class CheckpointError(ValueError):
     """A checkpoint is absent, broken or does not fit; the message names the file and the remedy."""
@@ -80,9 +85,9 @@ def replace_file(path: str, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_partial_files(folder: str) -> None:
-    """Remove what `replace_file` left in a folder when its process was killed."""
-    for name in os.listdir(folder):
-        if name.endswith(PARTIAL):
+    """Remove what `replace_file` left of a run's files in its folder when the run was killed."""
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if _PARTIAL_OF_A_RUN.fullmatch(name):
             os.remove(os.path.join(folder, name))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .catalog import get_training_dicts
-from .errors import DatasetError, ImageError
+from .errors import DatasetError, ImageError, exceeds_share
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +32,19 @@ Sample = tuple[int, int]  # position in the stream of all processes, index in th
 class TrainLoader:
     """Endless training batches of one process, from any iteration on.
 
-    Batch i depends on the seed, the data set, the batch size and the rank alone: neither on the
-    number of workers nor on where the loader started. An image's augmentation depends on the seed
-    and on its position in the stream of all processes, so that several processes augment as one.
-    Detectron2's own loader starts over with every process. Images of similar aspect ratio share a
-    batch as there.
+    Batch i of all processes together depends on the seed, the data set and its size alone: neither
+    on the number of processes or workers nor on where the loader started. Each process has its
+    share of it. An image's augmentation depends on the seed and on its position in the stream of
+    all processes. Detectron2's own loader starts over with every process. Images of similar aspect
+    ratio share a batch as there, but that of all processes.
 
-    A sample whose image cannot be read is replaced with another one and counted.
+    A sample whose image cannot be read is replaced with another one. The loader names it in
+    `take_bad_images`; who trains counts it over all processes with `count_bad_images`.
 
     Attributes:
         seed: of order and augmentation; may be set until the first batch is drawn.
         start: number of batches to skip, without reading them; may be set as `seed`.
-        bad_images: file name → why it cannot be read, of the images met since the start.
+        bad_images: file name → why it cannot be read, of the images counted since the start.
         last_files: file names of the last batch.
     """
 
@@ -65,7 +64,7 @@ class TrainLoader:
         Args:
             dataset: dataset dicts.
             mapper: maps a dataset dict to a model input.
-            build_sampler: maps a seed to this process's endless stream of indices.
+            build_sampler: maps a seed to the endless stream of indices of all processes.
             seed: of order and augmentation, equal in all processes.
             batch_size: of this process.
             aspect_ratio_grouping: whether landscape and portrait images come in separate batches.
@@ -76,12 +75,13 @@ class TrainLoader:
         self.start = 0
         self.bad_images: dict[str, str] = {}
         self.last_files: list[str] = []
+        self._not_taken: dict[str, str] = {}
         self._samples = _MappedSamples(dataset, mapper)
         self._portrait = [aspect_ratio_grouping and d["width"] <= d["height"] for d in dataset]
         self._build_sampler = build_sampler
         self._batch_size = batch_size
         self._num_workers = num_workers
-        self._max_bad_images = math.ceil(max_bad_images * len(dataset))
+        self._max_bad_images = max_bad_images
 
     @classmethod
     def from_config(cls, cfg: CfgNode, mapper: DatasetMapper) -> TrainLoader:
@@ -119,29 +119,40 @@ class TrainLoader:
             generator=torch.Generator(),  # the global one is the model's
         )
         for batch in batches:
-            self._count_bad_images(batch)
+            self._not_taken |= {k: v for x in batch for k, v in x.pop("bad_images", {}).items()}
             self.last_files = [d["file_name"] for d in batch]
             yield batch
 
     def _batches(self) -> Iterator[list[Sample]]:
+        """This process's share of the batches of all processes."""
+        rank, world_size = comm.get_rank(), comm.get_world_size()
         buckets: tuple[list[Sample], list[Sample]] = ([], [])
-        positions = itertools.count(comm.get_rank(), comm.get_world_size())
-        for position, index in zip(positions, self._build_sampler(self.seed)):
+        for position, index in enumerate(self._build_sampler(self.seed)):
             bucket = buckets[self._portrait[index]]
             bucket.append((position, index))
-            if len(bucket) == self._batch_size:
-                yield bucket.copy()
+            if len(bucket) == self._batch_size * world_size:
+                yield bucket[rank::world_size]
                 bucket.clear()
 
-    def _count_bad_images(self, batch: list[dict]) -> None:
-        found = {k: v for x in batch for k, v in x.pop("bad_images", {}).items()}
+    def take_bad_images(self) -> dict[str, str]:
+        """File name → why it cannot be read, of what this process met since it was last asked."""
+        taken, self._not_taken = self._not_taken, {}
+        return taken
+
+    def count_bad_images(self, found: dict[str, str]) -> None:
+        """Add to `bad_images` what all processes have met.
+
+        Raises:
+            DatasetError: there are more of them than `max_bad_images` allows.
+        """
         for file_name in found.keys() - self.bad_images.keys():
             logger.warning("%s Training goes on without it.", found[file_name])
         self.bad_images |= found
-        if len(self.bad_images) > self._max_bad_images:
+        images = len(self._samples)
+        if exceeds_share(len(self.bad_images), images, self._max_bad_images):
             raise DatasetError(
-                f"{len(self.bad_images)} training images cannot be used, and "
-                f"DATALOADER.MAX_BAD_IMAGES allows {self._max_bad_images}. One of them: "
+                f"{len(self.bad_images)} of {images} training images cannot be used, and "
+                f"DATALOADER.MAX_BAD_IMAGES allows a share of {self._max_bad_images}. One of them: "
                 f"{next(iter(self.bad_images.values()))}"
             )
 
@@ -204,20 +215,23 @@ def random_state(entropy: tuple[int, ...]) -> Iterator[None]:
 
 
 def _sampler_builder(cfg: CfgNode, dataset: list[dict]) -> Callable[[int], Iterable[int]]:
-    """Detectron2's samplers by the name of `DATALOADER.SAMPLER_TRAIN`."""
+    """Detectron2's samplers by the name of `DATALOADER.SAMPLER_TRAIN`, before they are split.
+
+    Their `__iter__` gives each process every n-th index, whichever batch it belongs to.
+    """
     name, size = cfg.DATALOADER.SAMPLER_TRAIN, len(dataset)
     if name == "TrainingSampler":
-        return lambda seed: TrainingSampler(size, seed=seed)
+        return lambda seed: TrainingSampler(size, seed=seed)._infinite_indices()
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dataset, cfg.DATALOADER.REPEAT_THRESHOLD
         )
-        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)._infinite_indices()
     if name == "RandomSubsetTrainingSampler":
         share = cfg.DATALOADER.RANDOM_SUBSET_RATIO
         return lambda seed: RandomSubsetTrainingSampler(
             size, share, seed_shuffle=seed, seed_subset=seed
-        )
+        )._infinite_indices()
     raise ValueError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}'; choose TrainingSampler, "
         "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"

@@ -48,7 +48,4 @@ class _UntaggedCheckpointer(SCNetCheckpointer):
     def save(self, name: str, **kwargs) -> None:
         """Save the weights and the metric that they were chosen by."""
         value, _ = get_event_storage().latest()[self.val_metric]
-        super().save(name, **kwargs, **{self.val_metric: value})
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Leave `last_checkpoint` as it is."""
+        self.save_unmarked(name, **kwargs, **{self.val_metric: value})

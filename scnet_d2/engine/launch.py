@@ -67,6 +67,17 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     return result
 
 
+def lost_process(error: BaseException) -> bool:
+    """Whether an error tells that another process is gone, or the connection to it.
+
+    torch has classes of its own for what NCCL, its store and sockets raise; gloo's errors, and
+    NCCL's in older versions, are known by their text.
+    """
+    if isinstance(error, getattr(dist, "DistError", dist.DistBackendError)):
+        return True
+    return isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error)) is not None
+
+
 def find_process(env: Mapping[str, str], args: argparse.Namespace) -> Process | None:
     """Which of several processes torchrun or SLURM made this one.
 

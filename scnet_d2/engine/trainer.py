@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.solver import LRMultiplier
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import (
@@ -23,12 +24,16 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 
-from ..checkpoint import SCNetCheckpointer, replace_file
+from ..checkpoint import CheckpointError, SCNetCheckpointer, replace_file
+from ..checkpoint.files import remove_partial_files
 from ..data import LabelPolicy, MultiLabelDatasetMapper, TrainLoader, get_multilabel_dicts
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
+from .autocast import CPUAutocast
 from .checks import check_evaluation_data, check_num_classes, class_names
 from .hooks import BestCheckpointer
+from .launch import lost_process
+from .steps import AMPStep, NotFiniteError, Step
 from .unreadable import CountUnreadable, MarkUnreadable, SkipUnreadable
 
 logger = logging.getLogger(__name__)
@@ -58,8 +63,10 @@ class Trainer(DefaultTrainer):
                 f"{type(self).__name__}.build_train_loader must return a loader that can be "
                 "resumed: TrainLoader.from_config(cfg, mapper) takes any mapper"
             )
+        step = AMPStep if cfg.SOLVER.AMP.ENABLED else Step
+        self._trainer = step(self.model, self.train_loader, self.optimizer)
         self._statistics = batch_norm_statistics(self.model)
-        self._resumes = False
+        self._resumes = self._has_state = False
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -67,7 +74,7 @@ class Trainer(DefaultTrainer):
         model = super().build_model(cfg)
         if cfg.SOLVER.AMP.CPU and cfg.MODEL.DEVICE == "cpu":
             model = model.to(memory_format=torch.channels_last)
-            model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+            CPUAutocast(model)
         return model
 
     @classmethod
@@ -139,19 +146,83 @@ class Trainer(DefaultTrainer):
         return self._trainer.data_loader
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on where the run in `OUTPUT_DIR` ended, or load `MODEL.WEIGHTS`."""
+        """Go on where the run in `OUTPUT_DIR` ended, or load `MODEL.WEIGHTS`.
+
+        Raises:
+            CheckpointError: the checkpoint to resume from lacks what another program did not save.
+            TrainingError: it has more iterations than `SOLVER.MAX_ITER`.
+        """
         super().resume_or_load(resume)
+        if self.start_iter > 0 and not self._has_state:
+            raise self._no_state()
         self._resumes = resume
         self.train_loader.start = self.start_iter
+        if resume and comm.is_main_process():
+            remove_partial_files(self.cfg.OUTPUT_DIR)
 
     def state_dict(self) -> dict:
-        """Detectron2's state, and the seed of data and training."""
-        return super().state_dict() | {"seed": self.train_loader.seed}
+        """Detectron2's state; of optimizer and grad scaler, which its v0.6 leaves out; the seed."""
+        step = {"iteration": self.iter, "optimizer": self.optimizer.state_dict()}
+        if hasattr(self._trainer, "grad_scaler"):
+            step["grad_scaler"] = self._trainer.grad_scaler.state_dict()
+        return TrainerBase.state_dict(self) | {"_trainer": step, "seed": self.train_loader.seed}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over the state of a checkpoint."""
-        super().load_state_dict(state_dict)
-        self.train_loader.seed = state_dict.get("seed", self.train_loader.seed)
+        """Take over the state of a checkpoint; rates and the like are those of the config.
+
+        Raises:
+            CheckpointError, TrainingError: see `resume_or_load`.
+        """
+        step = state_dict.get("_trainer", {})
+        if "optimizer" not in step or "seed" not in state_dict:
+            raise self._no_state()
+        trained = state_dict["iteration"] + 1
+        if trained > self.max_iter:
+            raise TrainingError(
+                f"{self.checkpointer.report.file} has been trained for {trained} iterations, but "
+                f"SOLVER.MAX_ITER is {self.max_iter}: nothing is left to train. Set it higher than "
+                f"{trained} to go on, or evaluate with --eval-only --resume"
+            )
+        TrainerBase.load_state_dict(self, state_dict)
+        self._load_optimizer(step["optimizer"])
+        if hasattr(self._trainer, "grad_scaler") and step.get("grad_scaler"):
+            self._trainer.grad_scaler.load_state_dict(step["grad_scaler"])
+        self.train_loader.seed = state_dict["seed"]
+        self._has_state = True
+
+    def _no_state(self) -> CheckpointError:
+        file = self.checkpointer.report.file
+        return CheckpointError(
+            f"{file} cannot be resumed from: it lacks the state of optimizer and data that this "
+            "program saves (Detectron2's own trainer does not). Start from its weights in a new "
+            f"folder: MODEL.WEIGHTS {file} OUTPUT_DIR <folder>, without --resume"
+        )
+
+    def _load_optimizer(self, state: dict) -> None:
+        """Take over momentum and the like, but learning rate, decay etc. as the config says."""
+        built = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        saved = state["param_groups"]
+        same_sizes = [len(g["params"]) for g in saved] == [
+            len(g["params"]) for g in self.optimizer.param_groups
+        ]
+        if not same_sizes or ("betas" in saved[0]) != ("betas" in built[0]):
+            raise CheckpointError(
+                f"{self.checkpointer.report.file}: its optimizer is another one, or groups the "
+                "parameters otherwise: set SOLVER.OPTIMIZER, SOLVER.WEIGHT_DECAY* and "
+                "SOLVER.BIAS_LR_FACTOR as they were, or start from its weights in a new folder"
+            )
+        self.optimizer.load_state_dict(state)
+        if not isinstance(self.scheduler, LRMultiplier):
+            return  # one of a subclass, whose rates may follow from those before
+        self.scheduler.base_lrs = [group["initial_lr"] for group in built]
+        rates = self.scheduler.get_lr()
+        for group, config, rate in zip(self.optimizer.param_groups, built, rates):
+            if group["initial_lr"] != config["initial_lr"]:
+                logger.info(
+                    "base learning rate %g of the config replaces %g of the checkpoint",
+                    config["initial_lr"], group["initial_lr"],
+                )  # fmt: skip
+            group.update(config, lr=rate)
 
     def build_writers(self) -> list[EventWriter]:
         """None: `train` opens them, once it is known what they go on from."""
@@ -167,10 +238,11 @@ class Trainer(DefaultTrainer):
         try:
             return super().train()
         except RuntimeError as error:
-            if comm.get_world_size() > 1 and "gloo" in str(error):
+            if comm.get_world_size() > 1 and lost_process(error):
                 raise TrainingError(
                     f"iteration {self.iter}: process {comm.get_rank()} has lost another process of "
-                    "this training, whose own log may tell why. Go on with --resume"
+                    "this training, whose own log may tell why. Go on with --resume. "
+                    f"({type(error).__name__}: {error})"
                 ) from error
             raise
         finally:
@@ -184,33 +256,64 @@ class Trainer(DefaultTrainer):
         """One iteration, whose random numbers the seed and the iteration decide.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: loss or gradient is not finite, in this process or in another one.
+            DatasetError: the processes have met too many images that cannot be read.
         """
-        before = [statistic.clone() for statistic in self._statistics]
+        if self.iter in self.cfg.SOLVER.SKIP_ITERATIONS:
+            next(self._trainer._data_loader_iter)
+            files = ", ".join(self.train_loader.last_files)
+            logger.info(
+                "iteration %d is left out, as SOLVER.SKIP_ITERATIONS says: %s", self.iter, files
+            )
+            return
+        statistics = [statistic.clone() for statistic in self._statistics]
+        scalars = dict(self.storage.latest())
         entropy = self.train_loader.seed, comm.get_rank(), self.iter
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         try:
             super().run_step()
-        except FloatingPointError as error:  # raised before the optimizer's step
-            for statistic, value in zip(self._statistics, before):
+        except Exception as error:  # raised before the optimizer's step
+            self.storage.latest().clear()  # of what the forward pass has put there
+            self.storage.latest().update(scalars)
+            if not isinstance(error, FloatingPointError):
+                raise
+            for statistic, value in zip(self._statistics, statistics):
                 statistic.copy_(value)
             raise self._not_finite(error) from error
         bad_images = len(self.train_loader.bad_images)
         self.storage.put_scalar("bad_images", bad_images, smoothing_hint=False)
 
+    def after_train(self) -> None:
+        """Detectron2's, with the last iteration's number also where nothing was left to train."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def _not_finite(self, error: FloatingPointError) -> TrainingError:
-        """Save the state before this iteration, and say what it was."""
-        bad_iteration, kept = self.iter, "there is no state before it"
-        if self.iter > 0:
+        """Save the state before this iteration beside the checkpoints, and say how to go on."""
+        bad_iteration, kept = self.iter, "There is no state before it."
+        if bad_iteration > 0:
             self.iter -= 1  # the last one that is in the weights
-            name = f"model_{self.iter:07d}"
-            self.checkpointer.save(name, iteration=self.iter)
-            kept = f"the state before it is saved as {self.cfg.OUTPUT_DIR}/{name}.pth"
+            kept = self._keep(f"before_non_finite_{bad_iteration:07d}")
+        if isinstance(error, NotFiniteError):  # in all processes: the first to end stops the rest
+            comm.synchronize()
+        last = next(iter(self.checkpointer.resumable()), "the beginning")
+        mark = os.path.join(self.cfg.OUTPUT_DIR, "last_checkpoint")
         return TrainingError(
-            f"iteration {bad_iteration}: the loss is not finite; {kept}. Images of the batch: "
-            f"{', '.join(self.train_loader.last_files)}. Check their boxes, lower SOLVER.BASE_LR "
-            f"or set SOLVER.CLIP_GRADIENTS, and go on with --resume. {error}"
+            f"iteration {bad_iteration}: {error}. Nothing of it is in the weights. {kept} --resume "
+            f"goes on from {last}, or from another file whose name you write into {mark}. Where "
+            "losses were growing, add a lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS.ENABLED "
+            "True; where this batch alone is bad, correct its boxes or leave it out with "
+            f'SOLVER.SKIP_ITERATIONS "[{bad_iteration}]"'
         )
+
+    def _keep(self, name: str) -> str:
+        """Save a state that may have diverged: not to resume from, unless the user marks it."""
+        folder = self.cfg.OUTPUT_DIR
+        try:
+            self.checkpointer.save_unmarked(name, iteration=self.iter)
+        except CheckpointError as error:
+            return f"The state before it could not be kept: {error}."
+        return f"The state before it is kept as {folder}/{name}.pth."
 
     def validate(self) -> dict:
         """Evaluate on the first of `DATASETS.VAL`; metrics under the key "val"."""

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import os
 import re
 import signal
@@ -17,10 +18,11 @@ from detectron2.engine import HookBase, create_ddp_model
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.defaults import default_setup
 from detectron2.utils import comm
+from tiny import BAD, tiny_trainer
 
-from scnet_d2.data import register_coco_multilabel
+from scnet_d2.data import DatasetError, register_coco_multilabel
 from scnet_d2.data.context_scenes import SceneConfig, generate
-from scnet_d2.engine import Trainer
+from scnet_d2.engine import Trainer, TrainingError
 from scnet_d2.engine.launch import find_process, first_host, launch
 
 several_processes = pytest.mark.skipif(
@@ -32,7 +34,7 @@ several_processes = pytest.mark.skipif(
 # drawn at random: every anchor and every proposal is used, and no statistics are those of a batch.
 # Crops make all images equally large, so that every batch is padded alike.
 DETERMINISTIC = (
-    "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10000,
+    "SEED", 5, "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10000,
     "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10000,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "INPUT.CROP.ENABLED", True,
     "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [96, 96],
@@ -79,6 +81,35 @@ def alone(_, *args):
     train_and_evaluate(*args)
 
 
+# With four images in a batch, process 0 draws 0 and 2, 4 and 6, and so on, process 1 the odd ones.
+# Of eight images a share of 0.125 is one.
+TINY_RUNS = {
+    "bad-loss": {"pixel": {7: BAD}},
+    "too-many-bad-images": {"unreadable": (2, 5), "share": 0.125},
+    "bad-images": {"unreadable": (2, 5), "share": 0.25},
+}
+
+
+TINY_OPTS = (
+    "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "DATALOADER.MAX_BAD_IMAGES",
+)  # fmt: skip
+
+
+def two_processes(scenes: Path, output: Path):
+    """`train_and_evaluate`, and what each process says at the end of the tiny runs."""
+    train_and_evaluate(scenes, output)
+    for name, arguments in TINY_RUNS.items():
+        folder, share = output / name, arguments.pop("share", 0.0)
+        folder.mkdir(exist_ok=True)
+        trainer = tiny_trainer(folder, *TINY_OPTS, share, **arguments)
+        try:
+            trainer.train()
+            text = "trained"
+        except (TrainingError, DatasetError) as error:
+            text = f"{type(error).__name__}: {error}"
+        (folder / f"end{comm.get_rank()}").write_text(text)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders of the data, of a run of one process and of a run of two, same global batch."""
@@ -89,7 +120,7 @@ def runs(tmp_path_factory):
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("OMP_NUM_THREADS", "1")
         single = torch.multiprocessing.spawn(alone, (scenes, one), join=False)
-        detectron2_launch(train_and_evaluate, 2, dist_url="auto", args=(scenes, two))
+        detectron2_launch(two_processes, 2, dist_url="auto", args=(scenes, two))
         single.join()
     return scenes, one, two
 
@@ -146,6 +177,30 @@ def test_two_processes_train_and_evaluate_as_one_with_the_same_global_batch(runs
     assert_same_weights(one, two)
     print(f"{'mAP':20}{metrics['mAP']:12.7f}{other_metrics['mAP']:12.7f}")
     assert metrics == pytest.approx(other_metrics, abs=1e-9, nan_ok=True)
+
+
+def ends(runs, name) -> list[str]:
+    return [(runs[2] / name / f"end{rank}").read_text() for rank in (0, 1)]
+
+
+@several_processes
+def test_both_processes_stop_where_one_has_a_bad_loss_and_name_its_batch_alone(runs):
+    one, other = ends(runs, "bad-loss")
+    assert one == other
+    assert one.startswith("TrainingError: iteration 1: process 1 of 2: the loss is not finite")
+    assert "Images of the batch: 5.png, 7.png. " in one
+    assert (runs[2] / "bad-loss" / "before_non_finite_0000001.pth").exists()
+    assert (runs[2] / "bad-loss" / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+@several_processes
+def test_bad_images_are_counted_over_the_processes_which_stop_together(runs):
+    one, other = ends(runs, "too-many-bad-images")
+    assert one == other
+    assert one.startswith("DatasetError: 2 of 8 training images cannot be used, and ")
+    assert ends(runs, "bad-images") == ["trained", "trained"]
+    rows = map(json.loads, (runs[2] / "bad-images" / "metrics.json").open())
+    assert list(rows)[-1]["bad_images"] == 2
 
 
 @several_processes

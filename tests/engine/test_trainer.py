@@ -1,21 +1,27 @@
 """What the trainer adds to Detectron2's: checks, groups of classes, checkpoints."""
 
+import copy
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from tiny import tiny_trainer
 from torch import nn
 
 from scnet_d2 import use_available_device
 from scnet_d2.data import DatasetError, register_coco_multilabel
-from scnet_d2.engine import Trainer, check_evaluation_data
+from scnet_d2.engine import Trainer, TrainingError, check_evaluation_data
 from scnet_d2.engine.hooks import BestCheckpointer
+from scnet_d2.engine.launch import lost_process
 
 
 @pytest.fixture
@@ -200,3 +206,53 @@ def test_mixed_precision_is_switched_off_on_the_cpu_of_a_machine_with_a_gpu(monk
     cfg = small_config("MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", True)
     use_available_device(cfg)
     assert not cfg.SOLVER.AMP.ENABLED
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_mixed_precision_of_a_cpu_is_copied_and_pickled_with_the_model(copied):
+    model, seen = Trainer.build_model(small_config("SOLVER.AMP.CPU", True)).eval(), []
+    image = {"image": torch.zeros(3, 64, 96)}
+    scores = model([image])[0]["image_scores"]
+    other = copied(model)
+    other.backbone.register_forward_hook(lambda m, i, out: seen.append(out["p2"].dtype))
+    assert torch.equal(other([image])[0]["image_scores"], scores)
+    assert seen == [torch.bfloat16]
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert other([image])[0]["image_scores"].ne(scores).all()
+
+
+def test_mixed_precision_of_a_cpu_ends_with_a_forward_pass_that_raises():
+    model = Trainer.build_model(small_config("SOLVER.AMP.CPU", True)).eval()
+    with pytest.raises(KeyError):
+        model([{}])
+    assert not torch.is_autocast_enabled("cpu")
+
+
+LOST = [
+    dist.DistBackendError("NCCL error in: NCCLUtils.cpp:1, unhandled system error"),
+    dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."),
+    dist.DistStoreError("wait timeout after 1800000ms, keys: /default_pg/0//cuda//1"),
+    RuntimeError("NCCL communicator was aborted on rank 0."),
+    RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1"),
+]
+
+
+@pytest.mark.parametrize("error", LOST)
+def test_a_lost_process_is_named_with_any_of_the_errors_that_torch_raises(
+    tmp_path, monkeypatch, error
+):
+    def lose():
+        raise error
+
+    trainer = tiny_trainer(tmp_path)
+    trainer.run_step = lose
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(TrainingError, match="iteration 0: process 0 has lost another process"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("NCCL")])
+def test_other_errors_are_not_taken_for_a_lost_process(error):
+    assert not lost_process(error)
