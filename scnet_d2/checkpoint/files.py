@@ -14,7 +14,7 @@ from ..outputs import PARTIAL, replacing
 
 # What a run writes to its folder, while it is being written.
 _PARTIAL_OF_A_RUN = re.compile(
-    rf"(.+\.pth|last_checkpoint|metrics\.json)(\.\d+)?{re.escape(PARTIAL)}"
+    rf"(.+\.pth|last_checkpoint|metrics\.json|config\.yaml)(\.\d+)?{re.escape(PARTIAL)}"
 )
 
 
