@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 from conftest import small_config
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from scnet_d2.data import DatasetError, TrainLoader
@@ -21,8 +21,10 @@ def mixed_orientations():
         for i, (w, h) in enumerate(sizes)
     ]
     DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
     yield name
     DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 def batches(monkeypatch, config, rank, world_size, start=0):
@@ -43,6 +45,7 @@ def test_several_processes_draw_the_batches_of_one(monkeypatch, mixed_orientatio
     config = small_config(
         "DATASETS.TRAIN", (mixed_orientations,), "SEED", seed, "SOLVER.IMS_PER_BATCH", 4,
         "DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.NUM_WORKERS", 0,
+        "DATALOADER.MAX_BAD_IMAGES", 1.0,
     )  # fmt: skip
     config.DATALOADER.RANDOM_SUBSET_RATIO = 0.9  # a key that v0.6 reads and does not have
     one = batches(monkeypatch, config, 0, 1)
