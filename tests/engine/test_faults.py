@@ -385,6 +385,13 @@ def test_code_in_a_config_file_does_not_run(tmp_path):
     assert touched.exists()  # Detectron2's own way of reading it does run it
 
 
+# An aggregation's key is looked at where the aggregation is chosen.
+METHODS = {
+    "AGGREGATION.TOPK": ("MODEL.SCNET.AGGREGATION.METHOD", "topk_mean"),
+    "AGGREGATION.SHARPNESS": ("MODEL.SCNET.AGGREGATION.METHOD", "logsumexp"),
+}
+
+
 @pytest.mark.parametrize(
     ("key", "values"),
     [
@@ -399,7 +406,7 @@ def test_code_in_a_config_file_does_not_run(tmp_path):
 def test_a_value_out_of_range_is_named_when_the_model_is_built(key, values):
     for value in values:
         with pytest.raises(ValueError, match=rf"^MODEL\.SCNET\.{key} is {value}; it must be "):
-            build_model(small_config(f"MODEL.SCNET.{key}", value))
+            build_model(small_config(f"MODEL.SCNET.{key}", value, *METHODS.get(key, ())))
 
 
 @pytest.mark.parametrize(
