@@ -167,7 +167,7 @@ def use_available_device(cfg: CN) -> None:
 
 def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET = CN()
-    # Weights of a Detectron2 detector: its box head becomes the trunk of both branches.
+    # Weights of a Detectron2 detector: its box head becomes that of both branches.
     cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR = True
 
     # Side in px of the boxes that are pooled from P4; twice it: from P5. 224 is Detectron2's own.

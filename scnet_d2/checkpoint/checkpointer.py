@@ -46,7 +46,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
         Args:
             model: the model.
             save_dir: folder to save checkpoints in and to resume from.
-            init_trunk: put a detector's box head into the trunks of both branches.
+            init_trunk: put a detector's box head into those of both branches.
             require_all: refuse files that lack any of the model's tensors (evaluation, prediction).
             kept: number of `model_<iteration>.pth` that stay, the newest ones; 0: all.
             save_to_disk: by default on the main process alone.

@@ -37,10 +37,10 @@ class LoadReport:
         counts = [_by_part(x) for x in (self.loaded, self._absent(), self.wrong_shape)]
         parts = dict.fromkeys(p for c in counts for p in c)
         rows = [(p, *(c[p] for c in counts), self._why(p)) for p in sorted(parts)]
-        headers = ("part of the model", "loaded", "not in file", "wrong shape", "why")
+        headers = ("part of the model", "loaded", "missing", "mismatch", "why")
         total = sum(map(len, (self.loaded, self.missing, self.filled, self.wrong_shape)))
         text = f"Weights: {len(self.loaded)} of {total} tensors from {self.file}\n"
-        text += _table(rows, headers, 18)
+        text += _table(rows, headers, 24)
         left_out = Counter((part_of(name), why) for name, why in self.left_out.items())
         if left_out:
             rows = [(p, n, why) for (p, why), n in sorted(left_out.items())]
