@@ -148,7 +148,7 @@ def test_loading_table_counts_each_part_and_fits_100_columns(tmp_path):
     assert max(map(len, table.split("\n"))) <= 100
     assert re.search(r"backbone\.fpn +16 +0 +0", table)
     assert re.search(r"roi_heads\.object_head\.box_head +0 +0 +4 +file \(48, 3136\), model", table)
-    assert re.search(r"roi_heads\.context_head\.label_predictor +0 +2 +0 +keeps its initial values", table)
+    assert re.search(r"context_head\.label_predictor +0 +2 +0 +keeps its initial values", table)
     assert re.search(r"roi_heads\.box_predictor\.cls_score +2 +softmax over", table)
 
 
