@@ -100,7 +100,8 @@ def main(args):
     check_num_classes(cfg, eval_only=True)
     check_evaluation_data(cfg, eval_only=True)
     model = Trainer.build_model(cfg)
-    checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
+    names = cfg.DATASETS.CLASS_NAMES
+    checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True, class_names=names)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     return Trainer.test(cfg, model)
 

@@ -35,7 +35,8 @@ def load_model(run: Path, boxes: int, dataset: str) -> tuple[SCNet, object]:
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = boxes
     cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(boxes, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST)
     model = Trainer.build_model(cfg).eval()
-    SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
+    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model, Trainer.build_test_loader(cfg, dataset)
 
 

@@ -61,7 +61,8 @@ AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def record(cfg: CfgNode, dataset: str) -> list[BranchScores]:
     """Branch scores of every image of a data set, in its order."""
     model = Trainer.build_model(cfg).eval()
-    SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
+    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     recorder = Recorder(model)
     with torch.no_grad():
         for batch in tqdm(Trainer.build_test_loader(cfg, dataset), desc=dataset, delay=5):

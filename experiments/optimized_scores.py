@@ -30,7 +30,8 @@ def load_model(run: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model of a run in float32; optimised where `dtype` is given."""
     cfg = load_run(run, opts=["SOLVER.AMP.CPU", False])
     model = Trainer.build_model(cfg).eval()
-    SCNetCheckpointer(model, require_all=True).load(cfg.MODEL.WEIGHTS)
+    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model if dtype is None else optimize_for_inference(model, dtype)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import _strip_prefix_if_present
 
+from .classes import CLASS_NAMES, check_trained_classes, trained_class_names
 from .files import (
     BrokenCheckpointError,
     CheckpointError,
@@ -38,6 +40,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
         *,
         init_trunk: bool = True,
         require_all: bool = False,
+        class_names: Sequence[str] = (),
         kept: int = 0,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
@@ -48,6 +51,8 @@ class SCNetCheckpointer(DetectionCheckpointer):
             save_dir: folder to save checkpoints in and to resume from.
             init_trunk: put a detector's box head into those of both branches.
             require_all: refuse files that lack any of the model's tensors (evaluation, prediction).
+            class_names: C names, which are saved with the weights. Where `require_all` holds, and
+                to resume, files of other names are refused; none: nothing is compared.
             kept: number of `model_<iteration>.pth` that stay, the newest ones; 0: all.
             save_to_disk: by default on the main process alone.
             checkpointables: further objects with `state_dict` and `load_state_dict`.
@@ -55,6 +60,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.init_trunk = init_trunk
         self.require_all = require_all
+        self.class_names = list(class_names)
         self.kept = kept
         self.report: LoadReport | None = None
 
@@ -141,6 +147,8 @@ class SCNetCheckpointer(DetectionCheckpointer):
             return
         states = {key: x.state_dict() for key, x in self.checkpointables.items()}
         contents = {"model": self.model.state_dict(), **states, **kwargs}
+        if self.class_names:
+            contents[CLASS_NAMES] = self.class_names
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         replace_file(path, lambda file: torch.save(contents, file))
@@ -152,6 +160,9 @@ class SCNetCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
+        if self.require_all:
+            trained = trained_class_names(checkpoint, filename)
+            check_trained_classes(self.report.file, trained, self.class_names)
         if self._match_suffixes:
             checkpoint["matching_heuristics"] = True
         return checkpoint

@@ -72,9 +72,16 @@ class LoadReport:
         """Refuse a file that leaves any tensor of the model at its random initial values.
 
         Raises:
-            CheckpointError: naming the file, the number of tensors and the first names.
+            CheckpointError: naming the file, and both numbers of classes or the number of tensors
+                and the first names.
         """
         absent = [*self.missing, *self.wrong_shape]
+        if counts := self._class_counts():
+            raise CheckpointError(
+                f"{self.file} holds {counts[0]} classes, the config has {counts[1]}: use the "
+                "config.yaml of its training run, or set MODEL.ROI_HEADS.NUM_CLASSES to "
+                f"{counts[0]}"
+            )
         if absent:
             total = len(self.loaded) + len(absent)
             raise CheckpointError(
@@ -82,6 +89,15 @@ class LoadReport:
                 f"({_first(absent)}), which would keep random values. Use a checkpoint that was "
                 "trained with this config, or the config.yaml beside the checkpoint"
             )
+
+    def _class_counts(self) -> tuple[int, int] | None:
+        """Numbers of classes of the file and of the model, where they differ."""
+        for name, ((in_file, *_), (in_model, *_)) in self.wrong_shape.items():
+            if name.endswith("label_score.bias"):
+                return in_file, in_model
+            if name.endswith("box_predictor.cls_score.bias"):  # and the background
+                return in_file - 1, in_model - 1
+        return None
 
     def partly_loaded(self) -> list[str]:
         """Parts of the backbone of which some tensors are loaded and others random."""

@@ -33,7 +33,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         super().__init__(eval_period, checkpointer, val_metric)
 
     def before_train(self) -> None:
-        """Take over the best metric of the run that is resumed."""
+        """Take over the best metric of the run that is resumed, and the trainer's class names."""
+        self._checkpointer.class_names = self.trainer.checkpointer.class_names
         path = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
         if self.trainer.start_iter > 0 and os.path.isfile(path):
             try:

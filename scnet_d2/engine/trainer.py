@@ -339,10 +339,12 @@ class Trainer(DefaultTrainer):
         return ret[:i] + validation + ret[i:]
 
     def _build_checkpointer(self) -> SCNetCheckpointer:
+        names, train = self.cfg.DATASETS.CLASS_NAMES, self.cfg.DATASETS.TRAIN
         return SCNetCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
             init_trunk=self.cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR,
+            class_names=names or (class_names(train[0]) if train else ()),
             kept=self.cfg.SOLVER.CHECKPOINTS_KEPT,
             trainer=weakref.proxy(self),
         )

@@ -85,8 +85,8 @@ class SCNetPredictor(DefaultPredictor):
             cfg: a config with the project's keys; `MODEL.WEIGHTS` names a checkpoint.
 
         Raises:
-            ValueError: if `MODEL.WEIGHTS` is empty, or lacks any of the model's tensors, or the
-                number of names is not the number of classes.
+            ValueError: if `MODEL.WEIGHTS` is empty, lacks any of the model's tensors or was trained
+                for other classes, or the number of names is not the number of classes.
         """
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty: set it to a trained checkpoint")
@@ -94,7 +94,8 @@ class SCNetPredictor(DefaultPredictor):
         # DefaultPredictor.__init__, but for the checkpointer
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
-        SCNetCheckpointer(self.model, require_all=True).load(cfg.MODEL.WEIGHTS)
+        checkpointer = SCNetCheckpointer(self.model, require_all=True, class_names=self.class_names)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.mapper = ImageMapper(cfg)

@@ -543,3 +543,45 @@ def test_weights_with_the_names_of_the_first_version_load(opts, tmp_path):
     torch.save({"model": former}, tmp_path / "former.pth")
     SCNetCheckpointer(model, require_all=True).load(str(tmp_path / "former.pth"))
     assert_same(model.state_dict(), source.state_dict())
+
+
+# --- class names ---------------------------------------------------------------------------------
+
+
+OTHER_CLASSES = {
+    "another-order": (["dog", "cat"], r"class 0 is 'cat' in \S+w\.pth and 'dog' in the config"),
+    "missing": (["cat"], r"holds 2 classes, the config has 1: class 1 is 'dog' in .* and absent"),
+    "added": (["cat", "dog", "emu"], r"the config has 3: class 2 is absent in .* and 'emu' in the"),
+}
+
+
+@pytest.mark.parametrize("where", ["in-the-file", "in-the-config-beside-it"])
+@pytest.mark.parametrize("change", OTHER_CLASSES)
+def test_weights_of_other_classes_are_refused_with_the_first_difference(tmp_path, change, where):
+    names, message = OTHER_CLASSES[change]
+    model, trained = torch.nn.Linear(1, 1), ["cat", "dog"]
+    if where == "in-the-file":
+        SCNetCheckpointer(model, str(tmp_path), class_names=trained).save("w")
+    else:
+        torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+        (tmp_path / "config.yaml").write_text(f"DATASETS:\n  CLASS_NAMES: {trained}\n")
+    load(model, tmp_path / "w.pth", require_all=True, class_names=trained)
+    load(model, tmp_path / "w.pth", class_names=names)  # to start another training from
+    with pytest.raises(CheckpointError, match=message):
+        load(model, tmp_path / "w.pth", require_all=True, class_names=names)
+
+
+def test_weights_that_tell_no_class_names_load(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+    (tmp_path / "config.yaml").write_text("DATASETS:\n  TRAIN: [mine]\n")  # Detectron2's own
+    load(model, tmp_path / "w.pth", require_all=True, class_names=["cat", "dog"])
+
+
+def test_the_predictor_refuses_class_names_in_another_order(tmp_path):
+    names = [f"c{i}" for i in range(14)]
+    cfg = small_config("DATASETS.CLASS_NAMES", names[::-1])
+    cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
+    SCNetCheckpointer(build_model(cfg), str(tmp_path), class_names=names).save("w")
+    with pytest.raises(CheckpointError, match=r"class 0 is 'c0' in .*w\.pth and 'c13' in"):
+        SCNetPredictor(cfg)

@@ -144,6 +144,7 @@ def test_a_killed_run_resumes_to_the_weights_optimizer_and_best_score_of_an_unin
     iterations = [line["iteration"] for line in lines]
     assert len(iterations) == len(set(iterations))  # in Detectron2's order
     for file in ("model_final.pth", "model_best.pth"):
+        assert len(read_checkpoint(str(folder / file))["class_names"]) == 14
         assert_equal(
             read_checkpoint(str(folder / file)), read_checkpoint(str(runs["whole"] / file))
         )
@@ -285,6 +286,14 @@ def test_a_checkpoint_of_detectron2s_own_trainer_is_refused_with_a_remedy(tmp_pa
         tiny_trainer(tmp_path, resume=True)
 
 
+def test_the_checkpoints_of_a_run_hold_its_class_names_and_those_without_them_are_resumed(tmp_path):
+    names = ("DATASETS.CLASS_NAMES", ["cat", "dog"])
+    tiny_trainer(tmp_path).train()
+    tiny_trainer(tmp_path, "SOLVER.MAX_ITER", 6, *names, resume=True).train()
+    for file in ("model_0000005.pth", "model_final.pth"):
+        assert read_checkpoint(str(tmp_path / file))["class_names"] == ["cat", "dog"]
+
+
 def test_a_checkpoint_of_another_optimizer_is_refused_with_the_key(tmp_path):
     tiny_trainer(tmp_path).train()
     with pytest.raises(CheckpointError, match=r"model_final\.pth.*SOLVER\.OPTIMIZER"):
@@ -306,6 +315,31 @@ def test_a_smaller_max_iter_than_the_iterations_trained_is_said_and_nothing_over
     args = argument_parser().parse_args([*command.split(), "SOLVER.MAX_ITER", "3"])
     with pytest.raises(TrainingError, match="trained for 7 iterations, but SOLVER"):
         train_net_main(args)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode", ["--resume", "--eval-only"])
+def test_a_json_with_its_categories_in_another_order_is_refused_and_nothing_overwritten(
+    scenes, tmp_path, mode
+):
+    one = ("SOLVER.MAX_ITER", 1, "DATASETS.VAL", ())
+    build(scenes, tmp_path, *one).train()
+    content = json.loads((scenes / "annotations" / "train.json").read_text())
+    first, second = content["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+    swapped = tmp_path / "swapped.json"
+    swapped.write_text(json.dumps(content))
+    before = contents(tmp_path)
+    register_coco_multilabel("resume_swapped", swapped, scenes / "images" / "train")
+    command = f"--config-file {tmp_path}/config.yaml {mode} OUTPUT_DIR {tmp_path} SOLVER.MAX_ITER 2"
+    weights = f"MODEL.WEIGHTS {tmp_path}/model_final.pth"
+    args = argument_parser().parse_args([*command.split(), *weights.split()])
+    split = "TEST" if mode == "--eval-only" else "TRAIN"
+    args.opts += [f"DATASETS.{split}", "('resume_swapped',)"]
+    message = f"class 0 is '{second['name']}' in .*final.pth and '{first['name']}' in"
+    with pytest.raises(CheckpointError, match=message):
+        train_net_main(args)
+    DatasetCatalog.remove("resume_swapped")
     assert contents(tmp_path) == before
 
 
