@@ -2,17 +2,23 @@
 
 The records are those of Detectron2's ``load_coco_json``. It is not called, because it keeps every
 polygon of the file in memory and drops annotations with a bad polygon, label and all. Leaving the
-polygons out while reading takes about a third of its memory on val2014.
+polygons out while reading takes about a third of its memory on val2014. What export tools write
+another way than COCO and what has one meaning only is read as meant, with a line in the log.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import logging
 import math
 import os
+import re
 import reprlib
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -20,25 +26,39 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import LONGEST_SIDE, clip_annotations
-from .errors import DatasetError, check_class_names, require_inside, require_path
+from .errors import DatasetError, ImageError, check_class_names, require_inside, require_path
+from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
+
+logger = logging.getLogger(__name__)
 
 _CHECK_PATHS = "Check the paths given to register_coco_multilabel."
 _UNUSED = ("segmentation", "keypoints", "area", "coco_url", "flickr_url", "date_captured")
+_NO_SIZE = type(None)
 _FIELDS = {
     "images": {
         "id": (int, str),
         "file_name": (str,),
-        "height": (int, float),
-        "width": (int, float),
+        "height": (int, float, _NO_SIZE),
+        "width": (int, float, _NO_SIZE),
     },
     "annotations": {
         "id": (int, str),
-        "image_id": (int, str),
-        "category_id": (int,),
+        "image_id": (int, str, float),
+        "category_id": (int, str, float),
         "bbox": (list,),
     },
-    "categories": {"id": (int,), "name": (str,)},
+    "categories": {"id": (int, str, float), "name": (str,)},
+}
+_EMPTY_BOX = [0, 0, 0, 0]
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a dict",
+    _NO_SIZE: "null",
 }
 
 
@@ -103,9 +123,12 @@ def load_coco_multilabel(
     """Load a COCO-format json as dataset dicts with image-level labels.
 
     Images come in the order of their ids, without segmentation and keypoints; boxes are XYXY in
-    pixels, clipped to the image. ``annotations_without_box`` holds the annotations whose box cannot
-    be used. ``image_labels`` and ``ignored_labels`` are sorted contiguous ids, from all
-    annotations, under the default ``LabelPolicy``; ``get_multilabel_dicts`` applies another one.
+    pixels, clipped to the image, and those of the polygons where there is no bbox.
+    ``annotations_without_box`` holds the annotations whose box cannot be used;
+    ``empty_annotations``, only where there are any, the ids of those that mark nothing (bbox
+    [0, 0, 0, 0] or an empty segmentation). ``image_labels`` and ``ignored_labels`` are sorted
+    contiguous ids, from all other annotations, under the default ``LabelPolicy``;
+    ``get_multilabel_dicts`` applies another one.
 
     Args:
         json_file: path of the json file.
@@ -120,6 +143,8 @@ def load_coco_multilabel(
     require_path(image_root, dataset_name, remedy, folder=True)
     content = _read_json(json_file)
     _check(content, json_file)
+    _drop_repeated_categories(content, json_file)
+    _read_sizes(content["images"], os.fspath(image_root), json_file)
     categories = sorted(content["categories"], key=lambda c: c["id"])
     id_map = {category["id"]: i for i, category in enumerate(categories)}
     _set_metadata(
@@ -139,20 +164,94 @@ def _records(
 ) -> list[dict[str, Any]]:
     """Dataset dicts of a checked json, in the order of the image ids."""
     annotations = defaultdict(list)
+    empty = defaultdict(list)
     content["annotations"].reverse()
     while content["annotations"]:  # taken out one by one, so that the two forms never coexist
         annotation = content["annotations"].pop()
-        annotations[annotation["image_id"]].append(_annotation(annotation, id_map))
-    return [
+        if annotation["bbox"] == _EMPTY_BOX:
+            empty[annotation["image_id"]].append(annotation["id"])
+        else:
+            annotations[annotation["image_id"]].append(_annotation(annotation, id_map))
+    images = sorted(content["images"], key=lambda image: image["id"])
+    _warn_of_empty_annotations(images, empty, json_file)
+    records = [
         {
-            "file_name": require_inside(image_root, image["file_name"], json_file),
+            "file_name": file_name,
             "image_id": image["id"],
             "height": int(image["height"]),
             "width": int(image["width"]),
             "annotations": annotations[image["id"]],
         }
-        for image in sorted(content["images"], key=lambda image: image["id"])
+        for image, file_name in zip(images, _file_names(images, image_root, json_file), strict=True)
     ]
+    for record in records:
+        if record["image_id"] in empty:
+            record["empty_annotations"] = empty[record["image_id"]]
+    return records
+
+
+def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_file: str) -> None:
+    """One line for the annotations that mark nothing, given as their ids by image id."""
+    if empty:
+        first = next(image for image in images if image["id"] in empty)
+        logger.warning(
+            f"{json_file}: {sum(map(len, empty.values()))} annotations mark nothing (bbox "
+            "[0, 0, 0, 0] or an empty segmentation) and are no labels, the first is annotation "
+            f"{empty[first['id']][0]!r} of image {first['id']!r} ({first['file_name']!r}); draw "
+            "them again or delete them."
+        )
+
+
+def _file_names(images: list[dict], image_root: str, json_file: str) -> list[str]:
+    """Paths of the images; one line counts the names that had to be corrected."""
+    paths, corrected = [], []
+    for image in images:
+        name = image["file_name"]
+        paths.append(require_inside(image_root, name, json_file))
+        for other in _other_names(name, image_root):
+            if PathManager.isfile(paths[-1]):
+                break
+            path = require_inside(image_root, other, json_file)
+            if PathManager.isfile(path):
+                paths[-1] = path
+                corrected.append((name, other))
+                break
+    if corrected:
+        name, other = corrected[0]
+        logger.warning(
+            f"{json_file}: {len(corrected)} file names name no file of '{image_root}' and are read "
+            f"under corrected names, the first is {name!r}, read as {other!r}."
+        )
+    return paths
+
+
+def _other_names(name: str, image_root: str) -> Iterator[str]:
+    """What a name with Windows' backslashes or with folders of the image root again may mean."""
+    parts = name.replace("\\", "/").removeprefix("./").split("/")
+    if "\\" in name:
+        yield "/".join(parts)
+    root = PurePath(os.path.abspath(image_root)).parts if len(parts) > 1 else ()
+    for n in range(1, len(parts)):
+        if list(root[-n:]) == parts[:n]:
+            yield "/".join(parts[n:])
+
+
+def _read_sizes(images: list[dict], image_root: str, json_file: str) -> None:
+    """Fill in, from the image files, the sizes that the json does not give."""
+    unsized = [image for image in images if image.get("height") is None]
+    for image, path in zip(unsized, _file_names(unsized, image_root, json_file), strict=True):
+        try:
+            image["height"], image["width"] = image_size(path)
+        except ImageError as e:
+            raise DatasetError(
+                f"{json_file}: image {image['id']!r} ({image['file_name']!r}) has no width and "
+                f"height, and they are not to be had from its file: {e}"
+            ) from e
+    if unsized:
+        logger.warning(
+            f"{json_file}: {len(unsized)} images have no width and height; they were read from the "
+            "image files."
+        )
 
 
 def _annotation(annotation: dict[str, Any], id_map: dict[int, int]) -> dict[str, Any]:
@@ -182,23 +281,70 @@ def _set_metadata(name: str, classes: list[str], **metadata: Any) -> None:
     if known != classes:
         raise DatasetError(
             f"{metadata['json_file']}: its {len(classes)} categories are not the {len(known)} of "
-            f"data set '{name}'. Register it under another name with register_coco_multilabel."
+            f"data set '{name}': {_first_difference(classes, known)}. For data of your own, write "
+            "the same categories into all files, also those without annotations, and register "
+            "each under a name of its own."
         )
     # Metadata refuses a second value for a key; the root may have changed since registration.
     vars(meta).update(thing_classes=classes, **metadata)
 
 
-def _without_unused(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop what is most of a COCO file and what no multi-label model reads."""
-    for key in _UNUSED:
-        entry.pop(key, None)
-    return entry
+def _first_difference(classes: list[str], known: list[str]) -> str:
+    """The first place where two lists of class names differ."""
+    pairs = itertools.zip_longest(classes, known)
+    i, (ours, theirs) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+    return f"class {i} is {ours!r} here and {theirs!r} there"
+
+
+class _Reader:
+    """Hook of the json parser: drops what no multi-label model reads, most of a COCO file.
+
+    A segmentation goes too, after its box has been put where an annotation lacks one.
+    """
+
+    def __init__(self) -> None:
+        self.boxes_of_polygons = 0
+
+    def __call__(self, entry: dict[str, Any]) -> dict[str, Any]:
+        if "segmentation" in entry and entry.get("bbox") in (None, [], _EMPTY_BOX):
+            self._add_box(entry)
+        for key in _UNUSED:
+            entry.pop(key, None)
+        return entry
+
+    def _add_box(self, entry: dict[str, Any]) -> None:
+        polygons = entry["segmentation"]
+        if not isinstance(polygons, list):  # a mask: not decoded here
+            return
+        if not any(polygons):
+            entry["bbox"] = list(_EMPTY_BOX)
+        elif all(map(_is_polygon, polygons)):
+            entry["bbox"] = _box_of(polygons)
+            self.boxes_of_polygons += 1
+
+
+def _is_polygon(points: Any) -> bool:
+    """Whether a json value is [x0, y0, x1, y1, x2, y2, ...]."""
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(type(v) in (int, float) and abs(v) < 1e300 for v in points)
+    )
+
+
+def _box_of(polygons: list[list[float]]) -> list[float]:
+    """[x, y, width, height] around polygons."""
+    x = [v for points in polygons for v in points[::2]]
+    y = [v for points in polygons for v in points[1::2]]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
 
 
 def _read_json(json_file: str) -> Any:
+    reader = _Reader()
     try:
         with PathManager.open(json_file, "r", encoding="utf-8-sig") as f:  # with or without BOM
-            return json.load(f, object_hook=_without_unused)
+            content = json.load(f, object_hook=reader)
     except UnicodeDecodeError as e:
         raise DatasetError(f"{json_file}: not UTF-8 ({e}). Save it in UTF-8.") from e
     except RecursionError as e:
@@ -209,6 +355,12 @@ def _read_json(json_file: str) -> Any:
         raise DatasetError(
             f"{json_file}: not a complete json file ({e}). Get or write it again."
         ) from e
+    if reader.boxes_of_polygons:
+        logger.warning(
+            f"{json_file}: {reader.boxes_of_polygons} annotations have no bbox; the boxes of their "
+            "polygons are used."
+        )
+    return content
 
 
 def _check(content: Any, json_file: str) -> None:
@@ -235,13 +387,27 @@ def _check_section(content: dict, section: str, fields: dict[str, Any], json_fil
         wrong = _wrong_fields(entry, fields)
         if wrong:
             raise DatasetError(
-                f"{json_file}: {section}[{position}] lacks a valid {', '.join(wrong)}; correct it."
+                f"{json_file}: {section}[{position}] lacks a valid {', '.join(wrong)}"
+                f"{_description(entry, wrong[0], fields)}; correct it."
             )
         if entry["id"] in seen:
             raise DatasetError(
                 f"{json_file}: id {entry['id']!r} occurs twice in '{section}'; make the ids unique."
             )
         seen.add(entry["id"])
+
+
+def _description(entry: Any, key: str, fields: dict[str, Any]) -> str:
+    """Of an entry with a wrong field: its id, and what stands there and should."""
+    if not isinstance(entry, dict):
+        return f" (it is {_kind(entry)}, not a dict)"
+    expected = " or ".join(_KINDS[kind] for kind in fields[key] if kind not in (float, _NO_SIZE))
+    value = f"{reprlib.repr(entry[key])}, {_kind(entry[key])}" if key in entry else "absent"
+    return f" (its id is {reprlib.repr(entry.get('id'))}; {key} is {value}, not {expected})"
+
+
+def _kind(value: Any) -> str:
+    return _KINDS[type(value)]
 
 
 def _wrong_fields(entry: Any, fields: dict[str, Any]) -> list[str]:
@@ -254,9 +420,11 @@ def _wrong_fields(entry: Any, fields: dict[str, Any]) -> list[str]:
 def _check_images(images: list[dict], json_file: str) -> None:
     for image in images:
         fault = None
-        sides = image["height"], image["width"]
+        sides = image.get("height"), image.get("width")
         if not _is_file_name(image["file_name"]):
             fault = "no valid file_name; write the name of its file"
+        elif None in sides:  # one alone does not serve: both are read from the file
+            image["height"] = image["width"] = None
         elif not all(1 <= v <= LONGEST_SIDE and float(v).is_integer() for v in sides):
             fault = f"height and width {reprlib.repr(sides)}; write its size in pixels"
         if fault:
@@ -272,11 +440,54 @@ def _check_images(images: list[dict], json_file: str) -> None:
 
 
 def _check_categories(categories: list[dict], json_file: str) -> None:
-    names = [category["name"] for category in categories]
-    check_class_names(names, json_file)
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise DatasetError(f"{json_file}: category names {repeated} occur twice; rename them.")
+    check_class_names([category["name"] for category in categories], json_file)
+    for category in categories:
+        number = _converted(category["id"], int)
+        if number is None:
+            raise DatasetError(
+                f"{json_file}: category {category['name']!r} has the id "
+                f"{reprlib.repr(category['id'])}, {_kind(category['id'])}; write a whole number, "
+                "here and as 'category_id'."
+            )
+        category["id"] = number
+    if len({category["id"] for category in categories}) < len(categories):
+        raise DatasetError(f"{json_file}: an id occurs twice in 'categories'; make them unique.")
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """An id as another type, int or str; None where that would lose something."""
+    if type(value) is kind:
+        return value
+    if type(value) is float:
+        value = int(value) if value.is_integer() and abs(value) < 2**53 else None
+    elif type(value) is str:  # 19 digits: the largest of 64 bits
+        value = int(value) if re.fullmatch("0|-?[1-9][0-9]{0,18}", value) else None
+    return value if value is None or kind is int else str(value)
+
+
+def _drop_repeated_categories(content: dict[str, list[dict]], json_file: str) -> None:
+    """Of categories with one name, leave out those without annotations."""
+    by_name = defaultdict(list)
+    for category in content["categories"]:
+        by_name[category["name"]].append(category["id"])
+    repeated = {name: ids for name, ids in by_name.items() if len(ids) > 1}
+    used = {a["category_id"] for a in content["annotations"]} if repeated else set()
+    for name, ids in repeated.items():
+        if sum(i in used for i in ids) != 1:
+            raise DatasetError(
+                f"{json_file}: {name!r} is the name of the categories {_listed(ids)}; rename "
+                "one, or give their annotations one category_id and delete the other."
+            )
+        empty = [i for i in ids if i not in used]
+        content["categories"] = [c for c in content["categories"] if c["id"] not in empty]
+        logger.warning(
+            f"{json_file}: category {_listed(empty)} ({name!r}) has the name of another one and no "
+            "annotations; it is left out."
+        )
+
+
+def _listed(ids: list) -> str:
+    return " and ".join(map(repr, ids))
 
 
 def _is_file_name(text: str) -> bool:
@@ -292,14 +503,22 @@ def _is_file_name(text: str) -> bool:
 
 
 def _check_annotations(content: dict[str, list[dict]], json_file: str) -> None:
-    image_ids = {image["id"] for image in content["images"]}
-    category_ids = {category["id"] for category in content["categories"]}
+    ids = {
+        "image_id": {image["id"] for image in content["images"]},
+        "category_id": {category["id"] for category in content["categories"]},
+    }
+    kinds = {key: type(next(iter(table))) for key, table in ids.items()}
     for annotation in content["annotations"]:
+        for key, kind in kinds.items():
+            if type(annotation[key]) is not kind:
+                annotation[key] = _same_type(annotation[key], kind)
         fault = None
-        if annotation["image_id"] not in image_ids:
-            fault = f"image_id {annotation['image_id']!r} is not in 'images'; add it or drop this"
-        elif annotation["category_id"] not in category_ids:
-            fault = f"category_id {annotation['category_id']} is not in 'categories'; add it there"
+        if annotation["image_id"] not in ids["image_id"]:
+            fault = _unknown(annotation["image_id"], "image_id", "images", kinds["image_id"])
+        elif annotation["category_id"] not in ids["category_id"]:
+            fault = _unknown(
+                annotation["category_id"], "category_id", "categories", kinds["category_id"]
+            )
         elif not _is_box(annotation["bbox"]):
             box = reprlib.repr(annotation["bbox"])
             fault = f"bbox {box} is not [x, y, width, height] in pixels; correct it"
@@ -309,6 +528,21 @@ def _check_annotations(content: dict[str, list[dict]], json_file: str) -> None:
             fault = "Detectron2 does not take 'ignore'; use 'iscrowd' or 'difficult' instead"
         if fault:
             raise DatasetError(f"{json_file}: annotation {annotation['id']!r}: {fault}.")
+
+
+def _same_type(value: Any, kind: type) -> Any:
+    converted = _converted(value, kind)
+    return value if converted is None else converted
+
+
+def _unknown(value: Any, key: str, section: str, kind: type) -> str:
+    """What is wrong with an id that is not in its table, whose ids are of type ``kind``."""
+    if type(value) is not kind:
+        return (
+            f"{key} is {reprlib.repr(value)}, {_kind(value)}, and the ids in '{section}' are each "
+            f"{_KINDS[kind]}; write the same id in both places"
+        )
+    return f"{key} {reprlib.repr(value)} is not in '{section}'; add it there or drop this"
 
 
 def _is_box(box: list) -> bool:

@@ -236,11 +236,27 @@ def with_first_id(section, value):
         (edited("annotations", 2, bbox=[1, 2, 3]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=[1, 2, 3, None]), "annotation 3: bbox"),
         (edited("annotations", 2, id="\ud800", bbox=[]), r"annotation '\\ud800': bbox"),
-        (edited("annotations", 2, image_id="\ud800"), r"image_id '\\ud800' is not in"),
+        (edited("annotations", 2, image_id="\ud800"), r"image_id is '\\ud800', a text, and the"),
         (edited("annotations", 2, bbox=[True, True, True, True]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=["1", "1", "9", "9"]), "annotation 3: bbox"),
         (edited("annotations", 2, bbox=nested(500)), r"bbox \[\[\[\[\[\[\[\.\.\.\]"),
-        (edited("annotations", 2, category_id="3"), r"annotations\[2\] lacks a valid category_id"),
+        (
+            edited("annotations", 2, category_id="03"),
+            "annotation 3: category_id is '03', a text, and the ids in 'categories' are each a who",
+        ),
+        (
+            edited("annotations", 2, image_id=9.5),
+            "annotation 3: image_id is 9.5, a number, and the ids in 'images' are each a whole num",
+        ),
+        (edited("categories", 1, id="cup"), "category 'cup' has the id 'cup', a text; write a who"),
+        (
+            edited("annotations", 2, bbox=None),
+            r"annotations\[2\] lacks a valid bbox \(its id is 3; bbox is None, null, not a list",
+        ),
+        (
+            edited("images", 1, width=None),
+            r"image 4 \('4.png'\) has no width and height, and they .*4.png' cannot be read",
+        ),
         (edited("annotations", 2, category_id=True), r"annotations\[2\] lacks a valid category_id"),
         (edited("annotations", 2, image_id=True), r"annotations\[2\] lacks a valid image_id"),
         (edited("annotations", 2, iscrowd="0"), "annotation 3: 'iscrowd' and 'difficult' are 0 or"),
@@ -248,7 +264,7 @@ def with_first_id(section, value):
         (edited("annotations", 2, iscrowd=math.nan), "annotation 3: 'iscrowd' and 'difficult' are"),
         (edited("annotations", 2, ignore=1), "annotation 3: Detectron2 does not take 'ignore'"),
         (edited("categories", 1, id=7), "id 7 occurs twice in 'categories'"),
-        (edited("categories", 1, name="dog"), r"\['dog'\] occur twice"),
+        (edited("categories", 1, name="dog"), "'dog' is the name of the categories 3 and 7"),
         (edited("categories", 1, name=""), "the class name '' is empty"),
         (edited("categories", 1, name="\ud800"), "cannot be printed; rename it"),
         ({"images": [], "annotations": [], "categories": []}, "'images' is empty"),
@@ -269,6 +285,86 @@ def test_utf8_with_a_byte_order_mark_is_read(load):
 @pytest.mark.parametrize(("value", "expected"), [(True, 1), (1.0, 1), (0, 0), (None, 0)])
 def test_flags_of_other_writers_are_read(load, value, expected):
     assert load(edited("annotations", 1, iscrowd=value))[2]["annotations"][1]["iscrowd"] == expected
+
+
+TRIANGLES = [[5, 6, 15, 6, 5, 18], [7, 8, 21.5, 8, 7, 9]]  # 5 to 21.5 and 6 to 18
+
+
+@pytest.mark.parametrize("bbox", [KeyError, None, [], [0, 0, 0, 0]], ids=repr)
+def test_annotation_without_a_bbox_has_the_box_of_its_polygons(load, caplog, bbox):
+    record = load(edited("annotations", 1, bbox=bbox, segmentation=TRIANGLES))[2]
+    assert record["annotations"][1]["bbox"] == [5, 6, 21.5, 18]
+    assert "1 annotations have no bbox; the boxes of their polygons are used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "values", [{"bbox": [0, 0, 0, 0]}, {"bbox": KeyError, "segmentation": [[]]}], ids=str
+)
+def test_annotation_that_marks_nothing_is_named_and_no_label(load, caplog, values):
+    record = load(edited("annotations", 1, **values))[2]
+    assert record["image_labels"] == [2]
+    assert record["empty_annotations"] == [2]
+    assert not record["annotations_without_box"]
+    assert "1 annotations mark nothing" in caplog.text
+    assert "the first is annotation 2 of image 9 ('9.png')" in caplog.text
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], {"counts": [1], "size": [4, 6]}])
+def test_segmentation_beside_a_bbox_changes_nothing(load, segmentation):
+    assert load(edited("annotations", 1, segmentation=segmentation))[2]["image_labels"] == [0, 2]
+
+
+def test_size_that_the_json_does_not_give_is_read_from_the_image(load, tmp_path, caplog):
+    Image.new("RGB", (33, 22)).save(tmp_path / "4.png")
+    record = load(edited("images", 1, width=KeyError, height=KeyError))[0]
+    assert (record["width"], record["height"]) == (33, 22)
+    assert "1 images have no width and height" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", [r"sub\a.png", r".\sub\a.png", "IMAGES/sub/a.png", r"IMAGES\sub\a.png"]
+)
+def test_file_name_is_corrected_where_that_finds_the_file(load, tmp_path, caplog, name):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.png").touch()
+    name = name.replace("IMAGES", tmp_path.name)
+    assert load(edited("images", 1, file_name=name))[0]["file_name"] == str(tmp_path / "sub/a.png")
+    assert f"the first is {name!r}, read as 'sub/a.png'" in caplog.text
+
+
+def test_file_name_that_names_a_file_is_not_corrected(load, tmp_path, caplog):
+    for name in (r"sub\a.png", "sub/a.png"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    record = load(edited("images", 1, file_name=r"sub\a.png"))[0]
+    assert record["file_name"] == str(tmp_path / r"sub\a.png")
+    assert "corrected" not in caplog.text
+
+
+@pytest.mark.parametrize("image_id", ["9", 9.0])
+@pytest.mark.parametrize("category_id", ["3", 3.0])
+def test_ids_of_another_type_than_in_their_table_are_taken(load, image_id, category_id):
+    record = load(edited("annotations", 1, image_id=image_id, category_id=category_id))[2]
+    assert (record["image_id"], record["image_labels"]) == (9, [0, 2])
+
+
+def test_numbers_for_image_ids_that_are_texts_are_taken(load):
+    images = [{**image, "id": str(image["id"])} for image in SMALL["images"]]
+    categories = [{**c, "id": str(c["id"])} for c in SMALL["categories"]]  # 3 is before "20"
+    records = load({**SMALL, "images": images, "categories": categories})
+    assert [(r["image_id"], r["image_labels"]) for r in records] == [
+        ("4", [1]),
+        ("5", []),
+        ("9", [0, 2]),
+    ]
+
+
+def test_category_without_annotations_that_has_the_name_of_another_is_left_out(load, caplog):
+    dummy = {"id": 0, "name": "cup", "supercategory": "none"}
+    records = load({**SMALL, "categories": [dummy, *SMALL["categories"]]})
+    assert MetadataCatalog.get("small").thing_classes == ["cup", "dog", "cat"]
+    assert records[2]["image_labels"] == [0, 2]
+    assert "category 0 ('cup') has the name of another one and no annotations" in caplog.text
 
 
 def test_file_name_in_the_encoding_of_the_file_system_is_kept(load, tmp_path):
@@ -385,8 +481,10 @@ def test_root_is_read_when_loading(tmp_path, monkeypatch):
 def test_other_categories_under_a_coco_name_are_refused(tmp_path, monkeypatch):
     write_coco(tmp_path, "train2014", [{"id": 90, "name": "shelf"}])
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(DatasetError, match="its 1 categories are not the 80"):
+    with pytest.raises(DatasetError, match="its 1 categories are not the 80") as error:
         DatasetCatalog.get("coco_2014_train_multilabel")
+    assert "class 0 is 'shelf' here and 'person' there" in str(error.value)
+    assert "write the same categories into all files" in str(error.value)
 
 
 def test_context_scenes_are_generated_before_they_are_read(tmp_path, monkeypatch):

@@ -41,6 +41,13 @@ COCO_FAULTS = (  # (text above, what stands there instead)
     ("[5, 6, 10.5, 12]", "[true, false, true, true]"),
     ("[5, 6, 10.5, 12]", f"[5.5, 6, {'9' * 400}, 12]"),
     ("[5, 6, 10.5, 12]", "[" * 500 + "]" * 500),
+    ('"bbox": [5, 6, 10.5, 12]', '"segmentation": [[5, 6, 15, 6, 5, 18]]'),
+    ('"bbox": [0, 0, 8, 8]', '"x": 1'),
+    ("[5, 6, 10.5, 12]", "[0, 0, 0, 0]"),
+    ('"image_id": 4', '"image_id": "4"'),
+    ('"category_id": 3', '"category_id": 3.0'),
+    ('{"id": 3, "name": "cup"}', '{"id": "3", "name": "cup"}, {"id": 0, "name": "cup"}'),
+    ('"sub/4.png"', '"sub\\\\4.png"'),
     ('"id": 4', '"id": 9'),
     ('"id": 4', '"id": "four"'),
     ('"id": 4', '"id": true'),
@@ -267,12 +274,33 @@ def _labels(record: dict[str, Any]) -> set[int]:
 
 
 def _check_coco_labels(records: list[dict[str, Any]], content: dict[str, Any]) -> None:
-    """The labels of an image are the categories of its annotations, whatever their boxes."""
-    order = sorted(category["id"] for category in content["categories"])
-    expected: dict[Any, set[int]] = {image["id"]: set() for image in content["images"]}
+    """The labels of an image are the categories of its annotations, whatever their boxes.
+
+    Two kinds of annotations count for nothing: those with neither a box nor a point, and the
+    category without any that has the name of another one. Ids may be 3, 3.0 or "3".
+    """
+    used = {_number(a["category_id"]) for a in content["annotations"]}
+    names = [category["name"] for category in content["categories"]]
+    numbers = [_number(category["id"]) for category in content["categories"]]
+    kept = [i for i, name in zip(numbers, names) if names.count(name) == 1 or i in used]
+    expected: dict[str, set[int]] = {str(image["id"]): set() for image in content["images"]}
     for annotation in content["annotations"]:
-        expected[annotation["image_id"]].add(order.index(annotation["category_id"]))
-    assert {r["image_id"]: _labels(r) for r in records} == expected
+        if not _marks_nothing(annotation):
+            label = sorted(kept).index(_number(annotation["category_id"]))
+            image_id = annotation["image_id"]
+            image_id = int(image_id) if isinstance(image_id, float) else image_id
+            expected[str(image_id)].add(label)
+    assert {str(r["image_id"]): _labels(r) for r in records} == expected
+
+
+def _marks_nothing(annotation: dict[str, Any]) -> bool:
+    polygons = annotation.get("segmentation")
+    points = itertools.chain(*polygons) if isinstance(polygons, list) else ()
+    return not any(annotation.get("bbox") or ()) and not any(points)
+
+
+def _number(value: Any) -> int:
+    return int(value)  # of "3" and 3.0 too
 
 
 def _voc_folder(folder: str | os.PathLike, listed: str) -> Path:
