@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,12 +32,14 @@ class ImageFinder:
         """Paths in the order of the arguments, those of a folder sorted.
 
         Args:
-            arguments: files, folders, patterns, and "-" for `listed`. A file need not exist.
+            arguments: files, folders, patterns, and "-" for `listed`. A file that is named as an
+                image is need not exist.
             listed: paths of files, as `read_list` gives them.
 
         Raises:
             OSError: if a folder cannot be read.
-            ValueError: if a pattern matches nothing.
+            ValueError: if a pattern matches nothing, or what does not exist is not named as an
+                image is.
         """
         for argument in arguments:
             if argument == "-":
@@ -70,24 +73,34 @@ def read_list(stream: BinaryIO, separator: bytes = b"\n") -> Iterator[str]:
 
 
 class InputList:
-    """The paths of a run, each once and in order.
+    """The paths of a run, each image once and in order.
+
+    Two paths are one image where they name the same file of the same folder, as `./a.jpg`, `a.jpg`
+    and its absolute path do; relative ones begin at the current folder.
 
     They are in a temporary SQLite database on disk, so that a million of them take no memory.
     """
 
     def __init__(self, files: Iterable[str]):
         self._db = sqlite3.connect("")
-        self._db.execute("CREATE TABLE input (file BLOB UNIQUE, done INTEGER DEFAULT 0)")
-        rows = ((os.fsencode(file),) for file in files)
-        self._db.executemany("INSERT OR IGNORE INTO input (file) VALUES (?)", rows)
+        self._folder = lru_cache(os.path.realpath)
+        columns = "file BLOB, image BLOB UNIQUE, done INTEGER DEFAULT 0"
+        self._db.execute(f"CREATE TABLE input ({columns})")
+        rows = ((os.fsencode(file), self._image(file)) for file in files)
+        self._db.executemany("INSERT OR IGNORE INTO input (file, image) VALUES (?, ?)", rows)
+
+    def _image(self, file: str) -> bytes:
+        """One name for all paths of a file; links to files stay files of their own."""
+        folder, name = os.path.split(file)
+        return os.fsencode(os.path.join(self._folder(folder), name))
 
     def __len__(self) -> int:
         return self._db.execute("SELECT count(*) FROM input").fetchone()[0]
 
     def mark_done(self, file: str) -> bool:
-        """Take a path from the pending ones; False where it is none of the run's."""
-        query = "UPDATE input SET done = 1 WHERE file = ? AND NOT done"
-        return self._db.execute(query, (os.fsencode(file),)).rowcount > 0
+        """Take an image from the pending ones; False where it is none of the run's."""
+        query = "UPDATE input SET done = 1 WHERE image = ? AND NOT done"
+        return self._db.execute(query, (self._image(file),)).rowcount > 0
 
     def pending(self) -> Iterator[str]:
         """Paths that are not done, in order."""
@@ -96,7 +109,14 @@ class InputList:
 
 
 def _matches(argument: str) -> list[str]:
-    if os.path.lexists(argument) or not glob.has_magic(argument):
+    if os.path.lexists(argument):
+        return [argument]
+    if not glob.has_magic(argument):
+        if os.path.splitext(argument)[1].lower() not in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"{argument} does not exist, and its name is not that of an image: give a file, a "
+                "folder or a pattern"
+            )
         return [argument]
     matches = sorted(glob.glob(argument, recursive=True))
     if not matches:

@@ -54,7 +54,8 @@ output:
 
 exit status:
   0    every image has its labels
-  1    some images could not be tagged: they have an "error"; all others have their labels
+  1    some images of the command could not be tagged: they have an "error"; all others have their
+       labels
   2    nothing was done: wrong arguments, or the output is of other settings or another program
   3    ended early by a fault (disk full, out of memory); the same command goes on
   130  interrupted (^C, SIGTERM); the same command goes on
@@ -67,11 +68,13 @@ class UsageError(ValueError):
 
 @dataclass
 class Counts:
-    """Numbers of the command's images, in earlier runs and this one."""
+    """Numbers of the command's images, in earlier runs and this one, and of the output's others."""
 
     total: int
     done: int = 0
     failed: int = 0
+    others: int = 0  # images of the output that are none of the command's
+    others_failed: int = 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,11 +126,13 @@ def run(args: argparse.Namespace) -> int:
         output.write_result(names)
     seconds = time.perf_counter() - start
     new = counts.done - earlier
+    failed = counts.failed + counts.others_failed
+    others = f"; {counts.others:,} of other commands" if counts.others else ""
     _say(
-        f"{counts.done - counts.failed:,} images tagged, {counts.failed:,} failed "
-        f"({new:,} in this run, {seconds:.1f} s, {new / seconds:.1f} images/s): {args.output}"
+        f"{counts.done + counts.others - failed:,} images tagged, {failed:,} failed ({new:,} in "
+        f"this run, {seconds:.1f} s, {new / seconds:.1f} images/s{others}): {args.output}"
     )
-    if counts.failed:
+    if failed:
         _say(f'what is wrong with each of those that failed: "error" in {args.output}')
     return 1 if counts.failed else 0
 
@@ -191,6 +196,8 @@ def _done(
         own = inputs.mark_done(record["file"])
         counts.done += own
         counts.failed += own and "error" in record
+        counts.others += not own
+        counts.others_failed += not own and "error" in record
         last.append(record["file"] if own else None)
         lines += 1
     incomplete = lines % chunk_size

@@ -231,6 +231,32 @@ def test_inputs_without_an_image_are_a_usage_error(tag, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistyped_folder_is_refused_and_leaves_no_line(tag, tmp_path, capsys):
+    assert tag("nothere", output=tmp_path / "labels.csv") == 2
+    assert "nothere does not exist, and its name is not that of an image" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_by_another_path_is_one_image(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "folder").symlink_to("photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    paths = ["a.jpg", "./a.jpg", "../photos/a.jpg", f"{tmp_path}/folder/a.jpg", "../a.jpg"]
+    inputs = InputList(paths)
+    assert list(inputs.pending()) == ["a.jpg", "../a.jpg"]
+    assert inputs.mark_done(f"{tmp_path}/photos/a.jpg")
+    assert list(inputs.pending()) == ["../a.jpg"]
+
+
+def test_the_summary_counts_all_rows_of_the_file(tag, photos, tmp_path, capsys):
+    output, images = tmp_path / "labels.jsonl", sorted(photos.rglob("*.png"))[:2]
+    assert tag("missing.png", images[0], output=output) == 1
+    assert tag(images[1], output=output) == 0  # all images of this command have their labels
+    err = capsys.readouterr().err
+    assert "2 images tagged, 1 failed (1 in this run" in err
+    assert "images/s; 2 of other commands): " in err
+
+
 # ---- Bad images ---------------------------------------------------------------------------------
 
 
