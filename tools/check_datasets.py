@@ -28,7 +28,8 @@ from scnet_d2.data import (
     add_register_coco_argument,
     register_coco_arguments,
 )
-from scnet_d2.data.images import image_size, read_image
+from scnet_d2.data.catalog import no_training_boxes
+from scnet_d2.data.images import image_size, is_turned, read_image
 from scnet_d2.data.labels import DEFAULT_POLICY, label_records
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
@@ -48,11 +49,17 @@ IMAGES = {
 # Those with at least one annotation, where work that drops the others gives the number.
 ANNOTATED = {"coco_2014_train_multilabel": 82_081, "coco_2014_val_multilabel": 40_137}
 AGAIN = "get the archive again and unpack it over the folder (datasets/README.md)"
-LISTED = 10  # unreadable images named one by one
+OWN = "correct its entry, or put the right file into the image folder"  # data of one's own
+LISTED = 10  # unreadable images, or classes, named one by one
 
 
 def check(
-    name: str, images: str | None = None, workers: int = 4, policy: LabelPolicy = DEFAULT_POLICY
+    name: str,
+    images: str | None = None,
+    workers: int = 4,
+    policy: LabelPolicy = DEFAULT_POLICY,
+    *,
+    complete: bool = False,
 ) -> list[str]:
     """Check one registered data set and print what it holds.
 
@@ -61,6 +68,7 @@ def check(
         images: "header" or "full" to open or decode every image; None does neither.
         workers: number of processes that read images.
         policy: what uncertain annotations count as.
+        complete: a part of a published data set is a problem; otherwise it is printed alone.
 
     Returns:
         Problems, a line each with the remedy.
@@ -82,8 +90,12 @@ def check(
     )
     print(histogram(classes, [counts[i] for i in range(len(classes))]))
     present = [record for record in records if os.path.isfile(record["file_name"])]
+    parts = list(wrong_counts(name, stored))
+    if not complete:
+        print("".join(f"\n{part}" for part in parts))
     problems = [
-        *wrong_counts(name, stored),
+        *(parts if complete else ()),
+        *unusable_boxes(name, stored),
         *missing_files(name, records, present),
         *empty_classes(name, classes, counts),
     ]
@@ -103,6 +115,36 @@ def wrong_counts(name: str, records: list[dict]) -> Iterator[str]:
             )
 
 
+def unusable_boxes(name: str, records: list[dict]) -> Iterator[str]:
+    """Annotations that mark nothing, and boxes that seem to be written another way."""
+    fault = no_training_boxes(records)
+    if fault:
+        yield f"{name}: {fault}"
+    empty = [r for r in records if r.get("empty_annotations")]
+    if empty:
+        yield (
+            f"{name} has {sum(len(r['empty_annotations']) for r in empty):,} annotations that mark "
+            "nothing (bbox [0, 0, 0, 0] or an empty segmentation), the first is annotation "
+            f"{empty[0]['empty_annotations'][0]!r} of image {empty[0]['image_id']!r}: draw them "
+            "again or delete them"
+        )
+    boxes = [a["bbox"] for r in records for a in r["annotations"]]
+    if boxes and all(x1 - x0 < 1 and y1 - y0 < 1 for x0, y0, x1, y1 in boxes):
+        yield (
+            f"{name}: all {len(boxes):,} boxes are smaller than a pixel: are they relative "
+            "coordinates, from 0 to 1? Write pixels: x and width times the width of the image, y "
+            "and height times its height"
+        )
+    past = sum(r.get("boxes_past_edge", 0) for r in records)
+    total = len(boxes) + sum(len(r.get("annotations_without_box", ())) for r in records)
+    if past > total / 2:
+        yield (
+            f"{name}: {past:,} of {total:,} boxes end past the right or lower edge of their image: "
+            "are they [x0, y0, x1, y1]? A json has [x, y, width, height]. Else, are width and "
+            "height of the images those of the files?"
+        )
+
+
 def labelled(records: list[dict]) -> list[dict]:
     """The images with at least one label, ignored ones included."""
     return [r for r in records if r["image_labels"] or r["ignored_labels"]]
@@ -114,16 +156,23 @@ def missing_files(name: str, records: list[dict], present: list[dict]) -> Iterat
     if missing:
         there = {record["file_name"] for record in present}
         first = next(r["file_name"] for r in records if r["file_name"] not in there)
-        yield f"{name} lacks {missing:,} image files, the first is '{first}': {AGAIN}"
+        yield f"{name} lacks {missing:,} image files, the first is '{first}': {remedy(name)}"
+
+
+def remedy(name: str) -> str:
+    """What to do about a file: only published data sets have an archive."""
+    return AGAIN if name in IMAGES else OWN
 
 
 def empty_classes(name: str, classes: list[str], counts: Counter) -> Iterator[str]:
     """Classes that no image has."""
     empty = [c for i, c in enumerate(classes) if not counts[i]]
     if empty:
+        more = f" and {len(empty) - LISTED:,} more" if len(empty) > LISTED else ""
         yield (
-            f"{name} has no image with {', '.join(empty)}: these classes cannot be learned or "
-            "evaluated; add images or take the classes out"
+            f"{name} has no image with {len(empty):,} of its {len(classes):,} classes, "
+            f"{', '.join(empty[:LISTED])}{more}: these classes cannot be learned "
+            "or evaluated; add images or take the classes out"
         )
 
 
@@ -131,15 +180,15 @@ def unreadable(name: str, records: list[dict], how: str, workers: int) -> Iterat
     """Images that cannot be read or have another size than annotated."""
     faults = []
     with ProcessPoolExecutor(workers) as pool:
-        read = pool.map(partial(read_fault, how=how), records, chunksize=64)
+        read = pool.map(partial(read_fault, how=how, again=remedy(name)), records, chunksize=64)
         for fault in progress(read, len(records), f"{name}: images"):
             faults += [fault] if fault else []
     yield from faults[:LISTED]
     if len(faults) > LISTED:
-        yield f"{name} has {len(faults) - LISTED:,} more images that cannot be read: {AGAIN}"
+        yield f"{name} has {len(faults) - LISTED:,} more images that cannot be read: {remedy(name)}"
 
 
-def read_fault(record: dict, how: str) -> str | None:
+def read_fault(record: dict, how: str, again: str) -> str | None:
     """What is wrong with an image file and what to do, or None."""
     path, annotated = record["file_name"], (record["width"], record["height"])
     try:
@@ -148,8 +197,13 @@ def read_fault(record: dict, how: str) -> str | None:
         return str(error)
     if (width, height) == annotated:
         return None
+    if (height, width) == annotated and is_turned(path):
+        return (
+            f"image '{path}' is {(width, height)} as its EXIF data turn it and annotated as it is "
+            f"stored, {annotated} (width, height); annotate it as it is shown"
+        )
     return (
-        f"image '{path}' is {(width, height)} and annotated as {annotated} (width, height); {AGAIN}"
+        f"image '{path}' is {(width, height)} and annotated as {annotated} (width, height); {again}"
     )
 
 
@@ -206,6 +260,9 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--config-file", help="whose label policy applies (default: the default)")
+    parser.add_argument(
+        "--complete", action="store_true", help="a part of a published data set is a problem"
+    )
     add_register_coco_argument(parser)
     return parser
 
@@ -218,7 +275,11 @@ def main(arguments: list[str] | None = None) -> int:
     policy = DEFAULT_POLICY
     if args.config_file:
         policy = LabelPolicy.from_config(load_config(args.config_file))
-    problems = [p for name in names for p in check(name, args.images, args.workers, policy)]
+    problems = [
+        problem
+        for name in names
+        for problem in check(name, args.images, args.workers, policy, complete=args.complete)
+    ]
     if not names:
         problems = ["no built-in data set is there: set DETECTRON2_DATASETS (datasets/README.md)"]
     print(f"\n{len(names)} data sets, {len(problems)} problems")

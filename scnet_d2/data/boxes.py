@@ -30,11 +30,16 @@ def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
     """Clip every XYXY box of the dataset dicts in place and drop the degenerate ones.
 
     An annotation says that its class is in the image even if its box cannot be used: it moves,
-    without ``bbox``, to ``annotations_without_box``. One warning gives the number of them.
+    without ``bbox``, to ``annotations_without_box``. One warning gives the number of them. Where
+    boxes end more than a pixel past the right or lower edge, ``boxes_past_edge`` counts them.
     """
     dropped = 0
     for record in records:
         annotations = record["annotations"]
+        right, lower = record["width"] + 1, record["height"] + 1
+        past = sum(a["bbox"][2] > right or a["bbox"][3] > lower for a in annotations)
+        if past:
+            record["boxes_past_edge"] = past
         for annotation in annotations:
             annotation["bbox"] = clip_box(annotation["bbox"], record["width"], record["height"])
         record["annotations"] = [a for a in annotations if a["bbox"] is not None]

@@ -44,16 +44,36 @@ def get_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     """The images of `DATASETS.TRAIN`, with the labels of the config's policy.
 
     Raises:
-        DatasetError: also if too many of their files do not exist.
+        DatasetError: also if too many of their files do not exist, or no annotation has a box to
+            train on.
     """
     names = cfg.DATASETS.TRAIN
     records = get_multilabel_dicts(names, LabelPolicy.from_config(cfg))
     check_files_exist(records, ", ".join(names), cfg.DATALOADER.MAX_BAD_IMAGES)
     if "annotations" in records[0]:
+        fault = no_training_boxes(records)
+        if fault:
+            raise DatasetError(f"{', '.join(names)}: {fault}")
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             records = filter_images_with_only_crowd_annotations(records)
         print_instances_class_histogram(records, MetadataCatalog.get(names[0]).thing_classes)
     return records
+
+
+def no_training_boxes(records: Sequence[dict[str, Any]]) -> str | None:
+    """Why dataset dicts have no box to train on, and what to do; None where they have one."""
+    boxes = [a for record in records for a in record.get("annotations", ())]
+    crowds = sum(bool(a.get("iscrowd", 0)) for a in boxes)
+    if crowds < len(boxes):
+        return None
+    keys = ("annotations_without_box", "empty_annotations")
+    unusable = sum(len(record.get(key, ())) for record in records for key in keys)
+    total = crowds + unusable
+    if not total:
+        return f"no annotations in {len(records):,} images: no training boxes; add annotations"
+    reasons = [f"{crowds:,} of {total:,} annotations are crowds"] if crowds else []
+    reasons += [f"{unusable:,} of {total:,} have no usable box"] if unusable else []
+    return f"{', '.join(reasons)}: no training boxes; write iscrowd 0 and a box for single objects"
 
 
 def _load(name: str, policy: LabelPolicy) -> list[dict[str, Any]]:

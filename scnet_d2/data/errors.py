@@ -80,7 +80,7 @@ def check_files_exist(
     if exceeds_share(len(missing), len(files), max_missing):
         raise DatasetError(
             f"{dataset_name}: {len(missing)} of its {len(files)} image files do not exist, the "
-            f"first is '{missing[0]}'. Unpack the archive again or correct the image folder; "
+            f"first is '{missing[0]}'. Correct the image folder or the file names; "
             "tools/check_datasets.py checks the whole data set. DATALOADER.MAX_BAD_IMAGES "
             f"({max_missing}) is the share that may be absent."
         )

@@ -42,11 +42,13 @@ def image_size(file_name: str) -> tuple[int, int]:
     """
     check_header(file_name)
     with _opened(file_name) as image:
-        try:
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-        except Exception:  # broken EXIF data turn nothing, as in Detectron2
-            turned = False
-        return image.size if turned else image.size[::-1]
+        return image.size if _is_turned(image) else image.size[::-1]
+
+
+def is_turned(file_name: str) -> bool:
+    """Whether the EXIF data of an image exchange its width and height."""
+    with _opened(file_name) as image:
+        return _is_turned(image)
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
@@ -67,6 +69,13 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         return detection_utils.read_image(file_name, format)
     except Exception as e:  # whatever a broken file makes a decoder raise
         raise _unreadable(file_name, e) from e
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    except Exception:  # broken EXIF data turn nothing, as in Detectron2
+        return False
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from scnet_d2.data import (
     DatasetError,
     LabelPolicy,
     get_multilabel_dicts,
+    get_training_dicts,
     register_coco_multilabel,
 )
 from scnet_d2.data.boxes import clip_box
@@ -171,6 +172,34 @@ def test_clipped_box_has_an_area_inside_the_image(box, width, height):
         x0, y0, x1, y1 = clipped
         assert 0 <= x0 < x1 <= width
         assert 0 <= y0 < y1 <= height
+
+
+CROWDS = [{**a, "iscrowd": 1} for a in SMALL["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([], "small: no annotations in 3 images: no training boxes"),
+        (CROWDS, "small: 4 of 4 annotations are crowds: no training boxes"),
+        (
+            [*CROWDS[:3], {**SMALL["annotations"][3], "iscrowd": 0, "bbox": [1, 1, 0, 5]}],
+            "small: 3 of 4 annotations are crowds, 1 of 4 have no usable box: no training boxes",
+        ),
+    ],
+    ids=["none", "crowds", "without a box"],
+)
+def test_training_without_a_box_is_refused(load, annotations, message):
+    load({**SMALL, "annotations": annotations})
+    cfg = small_config("DATASETS.TRAIN", ("small",), "DATALOADER.MAX_BAD_IMAGES", 1.0)
+    with pytest.raises(DatasetError, match=message):
+        get_training_dicts(cfg)
+
+
+def test_training_with_one_box_is_not_refused(load):
+    load({**SMALL, "annotations": [*CROWDS[:3], {**CROWDS[3], "iscrowd": 0}]})
+    cfg = small_config("DATASETS.TRAIN", ("small",), "DATALOADER.MAX_BAD_IMAGES", 1.0)
+    assert [r["image_id"] for r in get_training_dicts(cfg)][:1] == [4]
 
 
 def test_annotation_with_a_bad_polygon_is_kept(load):

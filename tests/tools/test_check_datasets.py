@@ -52,7 +52,7 @@ def test_labels_are_counted_under_the_policy_of_a_config_file(capsys, data, tmp_
     assert not problems(capsys, data)[0]
     (found,), printed = problems(capsys, [*data, "--config-file", str(tmp_path / "c.yaml")])
     assert "3 images, 1 with a label" in printed
-    assert "has no image with dog" in found
+    assert "has no image with 1 of its 2 classes, dog: these" in found
 
 
 def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
@@ -60,6 +60,7 @@ def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
     (found,), _ = problems(capsys, data)
     assert "lacks 1 image files" in found
     assert "1.png" in found
+    assert "archive" not in found  # nobody has one of their own images
 
 
 def test_a_truncated_image_is_found_by_decoding_it(capsys, data, tmp_path):
@@ -86,12 +87,96 @@ def test_an_image_turned_by_its_exif_data_has_the_size_it_is_shown_in(capsys, da
         assert not problems(capsys, [*data, "--images", how])[0]
 
 
+@pytest.mark.parametrize("how", ["header", "full"])
+def test_exif_data_are_named_where_an_image_is_annotated_as_stored(capsys, data, tmp_path, how):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "0.png", exif=exif)
+    (found,), _ = problems(capsys, [*data, "--images", how])
+    assert "is (6, 8) as its EXIF data turn it and annotated as it is stored, (8, 6)" in found
+
+
+@pytest.fixture
+def annotate(tmp_path):
+    """Changes the values of all annotations, or replaces them by a list."""
+
+    def change(values):
+        content = json.loads((tmp_path / "json").read_text())
+        if isinstance(values, list):
+            content["annotations"] = values
+        for annotation in content["annotations"]:
+            annotation.update(values)
+        (tmp_path / "json").write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "all 3 boxes are smaller than a pixel: are they relative"),
+        (
+            {"bbox": [4, 2, 8, 6]},
+            "3 of 3 boxes end past the right or lower edge of their image: ar",
+        ),
+        ({"iscrowd": 1}, "3 of 3 annotations are crowds: no training boxes"),
+    ],
+    ids=str,
+)
+def test_boxes_that_cannot_be_meant_so_are_a_question(capsys, data, annotate, values, expected):
+    annotate(values)
+    (found,), _ = problems(capsys, data)
+    assert expected in found
+
+
+@pytest.mark.parametrize("bbox", [[4, 2, 4.5, 4.5], [0, 0, 8, 6], [0, 0, 0.5, 2]], ids=str)
+def test_boxes_at_the_edge_and_narrow_ones_are_no_question(capsys, data, annotate, bbox):
+    annotate({"bbox": bbox})
+    assert not problems(capsys, data)[0]
+
+
+def test_data_without_annotations_are_a_problem(capsys, data, annotate):
+    annotate([])
+    found, _ = problems(capsys, data)
+    assert "no annotations in 3 images: no training boxes" in found[0]
+
+
+def test_annotations_that_mark_nothing_are_a_problem_and_no_labels(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    content["annotations"][2]["bbox"] = [0, 0, 0, 0]
+    (tmp_path / "json").write_text(json.dumps(content))
+    (found,), printed = problems(capsys, data)
+    assert "1 annotations that mark nothing" in found
+    assert "the first is annotation 2 of image 2" in found
+    assert "3 images, 2 with a label" in printed
+
+
+def test_many_classes_without_examples_are_counted_and_ten_named(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    content["categories"] += [{"id": i, "name": f"class {i}"} for i in range(2, 1205)]
+    (tmp_path / "json").write_text(json.dumps(content))
+    (found,), _ = problems(capsys, data)
+    assert "no image with 1,203 of its 1,205 classes, class 2, class 3," in found
+    assert "class 11 and 1,193 more: these classes" in found
+
+
+def test_a_part_of_a_published_data_set_is_a_problem_where_all_of_it_is_asked_for(
+    capsys, data, monkeypatch
+):
+    monkeypatch.setitem(check_datasets.IMAGES, data[3], 5)
+    found, printed = problems(capsys, data)
+    assert not found
+    assert "has 3 images, published are 5" in printed
+    (found,), _ = problems(capsys, [*data, "--complete"])
+    assert "has 3 images, published are 5" in found
+
+
 def test_a_class_without_examples_is_named(capsys, data, tmp_path):
     content = json.loads((tmp_path / "json").read_text())
     content["categories"].append({"id": 2, "name": "cow"})
     (tmp_path / "json").write_text(json.dumps(content))
     (found,), _ = problems(capsys, data)
-    assert "has no image with cow" in found
+    assert "has no image with 1 of its 3 classes, cow: these" in found
 
 
 def test_many_unreadable_images_are_listed_in_part(capsys, data, tmp_path, monkeypatch):
