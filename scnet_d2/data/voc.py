@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import reprlib
@@ -21,7 +22,15 @@ from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
+_ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG")
+_STATES = ("-1", "0", "1")  # of an image in the list of a class
+_FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+_EMPTY_BOX = (-1.0, -1.0, 0.0, 0.0)  # what four zeros become
+
+logger = logging.getLogger(__name__)
 
 
 class _Object(NamedTuple):
@@ -44,8 +53,10 @@ def load_voc_multilabel(
     Boxes are XYXY in pixels with 1 subtracted from xmin and ymin, as in Detectron2's
     ``load_voc_instances``, and clipped to the image. Difficult objects stay among the
     annotations with ``difficult`` 1; ``annotations_without_box`` holds those whose box cannot be
-    used. ``image_labels`` and ``ignored_labels`` are those of the default ``LabelPolicy``;
-    ``get_multilabel_dicts`` applies another one.
+    used. Objects with four zeros mark nothing and are no labels: ``empty_annotations``, only where
+    there are any, holds their numbers in the file, from 1. ``image_labels`` and ``ignored_labels``
+    are those of the default ``LabelPolicy``; ``get_multilabel_dicts`` applies another one. Images
+    end in .jpg, .JPG, .jpeg or .JPEG; ids may have spaces.
 
     Args:
         dirname: folder with ``Annotations/``, ``ImageSets/Main/`` and ``JPEGImages/``.
@@ -60,36 +71,76 @@ def load_voc_multilabel(
     require_path(split_file, dataset_name, remedy)
     for folder in ("Annotations", "JPEGImages"):
         require_path(os.path.join(dirname, folder), dataset_name, remedy, folder=True)
-    records = [_load_image(dirname, i, dataset_name) for i in _image_ids(split_file)]
+    ids = _image_ids(split_file, os.path.join(dirname, "Annotations"))
+    files = frozenset(PathManager.ls(os.path.join(dirname, "JPEGImages")))
+    records = [_load_image(dirname, i, files, dataset_name) for i in ids]
     if not records:
-        raise DatasetError(f"{dataset_name}: '{split_file}' names no image; get it again.")
+        raise DatasetError(
+            f"{dataset_name}: '{split_file}' names no image; write one id on each line."
+        )
+    _warn_of_empty_annotations(records, dataset_name)
     clip_annotations(records, dataset_name)
     return label_records(records, DEFAULT_POLICY)
 
 
-def _image_ids(split_file: str) -> list[str]:
+def _warn_of_empty_annotations(records: Sequence[dict[str, Any]], dataset_name: str) -> None:
+    empty = [record for record in records if "empty_annotations" in record]
+    if empty:
+        logger.warning(
+            f"{dataset_name}: {sum(len(r['empty_annotations']) for r in empty)} objects have a box "
+            "of four zeros, mark nothing and are no labels, the first is object "
+            f"{empty[0]['empty_annotations'][0]} of image {empty[0]['image_id']}; draw them again "
+            "or delete them."
+        )
+
+
+def _image_ids(split_file: str, annotation_dir: str) -> list[str]:
     """Image ids, one a line; the -1, 0 or 1 after it in the list of a class is not read."""
     try:
         with PathManager.open(split_file, "r", encoding="utf-8-sig") as f:  # with or without BOM
-            rows = {number: line.split() for number, line in enumerate(f, 1) if line.strip()}
+            rows = {number: line.strip() for number, line in enumerate(f, 1) if line.strip()}
     except UnicodeDecodeError as e:
         raise DatasetError(f"{split_file}: not UTF-8 ({e}). Save it in UTF-8.") from e
+    ids = []
     for number, row in rows.items():
-        if row[1:] not in ([], ["-1"], ["0"], ["1"]):
-            raise DatasetError(
-                f"{split_file}: line {number} is {reprlib.repr(' '.join(row))}, not one image id; "
-                "write one on each line."
-            )
-    ids = [row[0] for row in rows.values()]
+        try:
+            ids.append(_image_id(row, annotation_dir))
+        except ValueError as e:
+            raise DatasetError(f"{split_file}: line {number} is {reprlib.repr(row)}, {e}") from None
     repeated = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
     if repeated:
         raise DatasetError(f"{split_file}: image {repeated[0]} occurs twice; keep one line of it.")
     return ids
 
 
-def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any]:
+def _image_id(row: str, annotation_dir: str) -> str:
+    """The id on a line of a list: "photo 1" is an id where "photo 1.xml" exists."""
+    head, *state = row.rsplit(maxsplit=1)
+    ending = os.path.splitext(row)[1]
+    if not state:
+        if ending.lower() in (*_ENDINGS, ".png", ".xml") and not _exists(annotation_dir, row):
+            raise ValueError(f"the name of a file; write the image id, without '{ending}'.")
+        return row
+    candidates = [row, head] if state[0] in _STATES else [row]
+    found = [image_id for image_id in candidates if _exists(annotation_dir, image_id)]
+    if len(found) == 2:
+        raise ValueError(f"which may mean '{row}.xml' or '{head}.xml'; rename one of them.")
+    if not found and (len(candidates) == 1 or len(head.split()) > 1):
+        raise ValueError("not one image id; write one on each line.")
+    return found[0] if found else head
+
+
+def _exists(annotation_dir: str, image_id: str) -> bool:
+    return PathManager.isfile(os.path.join(annotation_dir, f"{image_id}.xml"))
+
+
+def _load_image(
+    dirname: str, image_id: str, files: frozenset[str], dataset_name: str
+) -> dict[str, Any]:
     image_dir = os.path.join(dirname, "JPEGImages")
-    image_file = require_inside(image_dir, f"{image_id}.jpg", f"image list of {dataset_name}")
+    names = [image_id + ending for ending in _ENDINGS]
+    name = next((n for n in names if n in files), names[0])
+    image_file = require_inside(image_dir, name, f"image list of {dataset_name}")
     annotation_dir = PathManager.get_local_path(os.path.join(dirname, "Annotations"))
     xml_file = os.path.join(annotation_dir, f"{image_id}.xml")
     try:
@@ -99,15 +150,17 @@ def _load_image(dirname: str, image_id: str, dataset_name: str) -> dict[str, Any
     except (OSError, ET.ParseError, ValueError) as e:
         raise DatasetError(
             f"image {image_id}.jpg of {dataset_name}: {str(e).rstrip('.')}. "
-            f"Correct '{xml_file}' or unpack the archive again."
+            f"Correct or restore '{xml_file}'."
         ) from e
-    return {
+    record = {
         "file_name": image_file,
         "image_id": image_id,
         "height": height,
         "width": width,
-        "annotations": [_annotation(o) for o in objects],
+        "annotations": [_annotation(o) for o in objects if o.box != _EMPTY_BOX],
     }
+    empty = [number for number, o in enumerate(objects, 1) if o.box == _EMPTY_BOX]
+    return {**record, "empty_annotations": empty} if empty else record
 
 
 def _annotation(obj: _Object) -> dict[str, Any]:
@@ -132,7 +185,7 @@ def _parse(xml_file: str, mtime_ns: int) -> _Image:
     """Read one annotation file; ``mtime_ns`` keys the cache."""
     root = _read_xml(xml_file)
     height, width = (_number(root, f"size/{side}", LONGEST_SIDE) for side in ("height", "width"))
-    return _Image(height, width, tuple(_parse_object(o) for o in root.findall("object")))
+    return _Image(height, width, tuple(_parse_object(o) for o in _children(root, "object")))
 
 
 def _read_xml(xml_file: str) -> ET.Element:
@@ -159,10 +212,26 @@ def _parse_object(element: ET.Element) -> _Object:
     name = (element.findtext("name") or "").strip()
     if name not in CLASS_NAMES:
         raise ValueError(
-            f"class {reprlib.repr(name)} is not one of the {len(CLASS_NAMES)} VOC classes"
+            f"class {reprlib.repr(name)} is not one of the {len(CLASS_NAMES)} VOC classes (for "
+            "classes of your own, write a COCO-format json and register it with --register-coco)"
         )
-    difficult = _number(element, "difficult", 1)
-    return _Object(CLASS_NAMES.index(name), _parse_box(element, name), difficult)
+    return _Object(CLASS_NAMES.index(name), _parse_box(element, name), _difficult(element))
+
+
+def _children(element: ET.Element, tag: str) -> list[ET.Element]:
+    """Children of a tag, which some tools write with a capital."""
+    return [child for child in element if child.tag.lower() == tag]
+
+
+def _difficult(element: ET.Element) -> int:
+    """1 for a difficult object; 0 also where the file does not say."""
+    texts = {(child.text or "").strip() or "0" for child in _children(element, "difficult")}
+    text = texts.pop() if texts else "0"
+    if texts or text.lower() not in _FLAGS:
+        raise ValueError(
+            f"difficult is {reprlib.repr(text)}, not 0, 1, false or true, once in each object"
+        )
+    return _FLAGS[text.lower()]
 
 
 def _parse_box(element: ET.Element, name: str) -> Sequence[float]:

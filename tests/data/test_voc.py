@@ -156,8 +156,11 @@ def test_callers_may_change_what_they_loaded(voc):
         (obj("dog", (1, 2, "x", 4)), "box of a 'dog' is .*not four numbers"),
         ("<object><name>dog</name></object>", "box of a 'dog' is .*not four numbers"),
         ("<object>", "mismatched tag"),
-        (obj("dog", difficult="perhaps"), "difficult is 'perhaps', not a whole number up to 1"),
-        (obj("dog", difficult=2), "difficult is '2', not a whole number up to 1"),
+        (obj("dog", difficult="perhaps"), "difficult is 'perhaps', not 0, 1, false or true"),
+        (obj("dog", difficult=2), "difficult is '2', not 0, 1, false or true"),
+        (obj("dog", difficult="Unspecified"), "difficult is 'Unspecified', not 0, 1, false or"),
+        (obj("dog", extra="<Difficult>1</Difficult>"), "not 0, 1, false or true, once in each"),
+        (obj("kitten"), "class 'kitten' is not one .* classes of your own, .* --register-coco"),
         (obj("Dog"), "class 'Dog' is not one of the 20 VOC classes"),
         ("<object><bndbox/></object>", "class '' is not one of the 20 VOC classes"),
         (obj("x" * 5000), r"class 'x+\.\.\.x+' is not one"),
@@ -226,6 +229,56 @@ def test_file_that_is_no_annotation_is_named_with_its_fault(voc, content, messag
         DatasetCatalog.get(NAME)
 
 
+@pytest.mark.parametrize(("text", "expected"), [("True", 1), ("false", 0), ("1", 1), (" 0 ", 0)])
+@pytest.mark.parametrize("tag", ["difficult", "Difficult"])
+def test_difficult_is_read_as_it_is_meant(voc, tag, text, expected):
+    content = obj("dog", difficult=text).replace("difficult", tag)
+    write(voc, a=SIZE + content)
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["annotations"][0]["difficult"] == expected
+    assert (record["image_labels"], record["ignored_labels"]) == (
+        ([], [DOG]) if expected else ([DOG], [])
+    )
+
+
+def test_objects_with_a_capital_are_read(voc):
+    write(voc, a=SIZE + obj("dog").replace("object", "Object"))
+    assert DatasetCatalog.get(NAME)[0]["image_labels"] == [DOG]
+
+
+def test_object_of_four_zeros_is_named_and_no_label(voc, caplog):
+    write(voc, a=SIZE + obj("dog") + obj("cow", (0, 0, 0, 0)))
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["image_labels"] == [DOG]
+    assert record["empty_annotations"] == [2]
+    assert "1 objects have a box of four zeros" in caplog.text
+    assert "the first is object 2 of image a;" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "JPEG"])
+def test_every_ending_of_a_jpeg_is_found(voc, ending):
+    write(voc, a=obj("dog"))
+    Image.new("RGB", (33, 22)).save(voc / f"JPEGImages/a.{ending}")
+    (record,) = DatasetCatalog.get(NAME)
+    assert record["file_name"] == str(voc / f"JPEGImages/a.{ending}")
+    assert (record["height"], record["width"]) == (22, 33)
+
+
+@pytest.mark.parametrize("listed", ["photo 1", "photo 1 -1", "a b c"])
+def test_image_id_with_spaces_is_read(voc, listed):
+    image_id = listed.removesuffix(" -1")
+    write(voc, **{image_id: SIZE + obj("dog")})
+    (voc / "ImageSets/Main/train.txt").write_text(listed)
+    (record,) = DatasetCatalog.get(NAME)
+    assert (record["image_id"], record["image_labels"]) == (image_id, [DOG])
+
+
+def test_line_that_may_be_an_id_or_an_id_with_a_state_is_refused(voc):
+    write(voc, **{"photo": SIZE + obj("dog"), "photo 1": SIZE + obj("cow")})
+    with pytest.raises(DatasetError, match=r"line 2 is 'photo 1', which may mean 'photo 1\.xml'"):
+        DatasetCatalog.get(NAME)
+
+
 def test_deeply_nested_elements_are_read(voc):
     write(voc, a=SIZE + "<part>" * 20_000 + "</part>" * 20_000 + obj("dog"))
     assert DatasetCatalog.get(NAME)[0]["image_labels"] == [DOG]
@@ -250,6 +303,8 @@ def test_list_with_blank_lines_byte_order_mark_or_states_is_read(voc, listed):
         ("a\n".encode("utf-16"), "not UTF-8"),
         (b"a\n\xe4\n", "not UTF-8"),
         (b"a\0\n", "embedded null byte"),
+        (b"a\nx.jpg\n", "line 2 is 'x.jpg', the name of a file; write .* without '.jpg'"),
+        (b"x.JPEG\n", "line 1 is 'x.JPEG', the name of a file; write .* without '.JPEG'"),
     ],
     ids=repr,
 )
@@ -262,7 +317,7 @@ def test_list_with_other_content_is_refused(voc, listed, message):
 def test_absent_annotation_file_is_named(voc):
     write(voc, a=SIZE)
     (voc / "ImageSets/Main/train.txt").write_text("b\n")
-    with pytest.raises(DatasetError, match=r"image b\.jpg of .*unpack the archive again"):
+    with pytest.raises(DatasetError, match=r"image b\.jpg of .*Correct or restore"):
         DatasetCatalog.get(NAME)
 
 
