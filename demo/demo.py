@@ -24,6 +24,7 @@ from scnet_d2.inference import (
     rounded_scores,
 )
 from scnet_d2.outputs import new_folder, write_image
+from scnet_d2.tagging.inputs import ImageFinder
 
 LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
@@ -66,10 +67,14 @@ def main(args) -> int:
 
 
 def find_files(patterns: list[str]) -> Iterator[str]:
-    """The files that patterns stand for; what is a file, or matches none, stands for itself."""
+    """The files that patterns stand for, and the images of folders, as `scnet-tag` finds them.
+
+    What matches none stands for itself.
+    """
     for pattern in patterns:
         found = [] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        yield from found or [pattern]
+        for path in found or [pattern]:
+            yield from ImageFinder().find([path], []) if os.path.isdir(path) else [path]
 
 
 def _plain(name: str) -> str:
@@ -105,7 +110,9 @@ def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--input", required=True, nargs="+", metavar="FILES", help="files or globs")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="FILES", help="files, folders, globs"
+    )
     parser.add_argument(
         "--output", required=True, metavar="DIR", type=new_folder, help="a new or empty folder"
     )

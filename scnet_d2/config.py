@@ -37,6 +37,10 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
         cfg.merge_from_file(os.fspath(config_file), allow_unsafe=False)
     except Exception as error:  # Detectron2 and yaml raise nearly anything
         raise ConfigError(f"config file '{config_file}': {_explain(error, cfg)}") from error
+    if late := [o for o in opts if isinstance(o, str) and o.startswith("--")]:
+        raise ConfigError(
+            f"command line: {late[0]} stands after {opts[0]}; options stand before config keys"
+        )
     if len(opts) % 2:
         raise ConfigError(f"command line: key {opts[-1]} has no value; give KEY VALUE pairs")
     try:
@@ -150,6 +154,17 @@ def add_scnet_config(cfg: CN) -> None:
     cfg.TEST.MIN_TRAIN_IMAGES = 0
     # Also report detection AP of the boxes, with Detectron2's COCOEvaluator.
     cfg.TEST.DETECTION_AP = False
+
+
+def check_dataset_names(cfg: CN) -> None:
+    """Refuse a text where `DATASETS` has a list of names: Python code may set one.
+
+    Raises:
+        ConfigError: naming the key and how to write it.
+    """
+    for key in ("TRAIN", "VAL", "TEST", "CLASS_NAMES"):
+        if isinstance(name := cfg.DATASETS[key], str):
+            raise ConfigError(f'DATASETS.{key} is a text; write ("{name}",)')
 
 
 def use_available_device(cfg: CN) -> None:

@@ -13,6 +13,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 
+from ..config import check_dataset_names
 from .errors import DatasetError, check_files_exist
 from .labels import DEFAULT_POLICY, LabelPolicy, label_records
 
@@ -47,6 +48,7 @@ def get_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         DatasetError: also if too many of their files do not exist, or no annotation has a box to
             train on.
     """
+    check_dataset_names(cfg)
     names = cfg.DATASETS.TRAIN
     records = get_multilabel_dicts(names, LabelPolicy.from_config(cfg))
     check_files_exist(records, ", ".join(names), cfg.DATALOADER.MAX_BAD_IMAGES)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import read_run_config
+from ..config import check_dataset_names, read_run_config
 from ..data import DatasetError, LabelPolicy, get_multilabel_dicts
 from ..data.errors import check_files_exist
 from ..evaluation import label_thresholds
@@ -58,8 +58,10 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
         eval_only: the training data need not be at hand and are not looked at.
 
     Raises:
-        ValueError: naming the data set and the three numbers, or the first class that differs.
+        ValueError: naming the data set and the three numbers, or the first class that differs, or
+            a key that is a text in the place of names.
     """
+    check_dataset_names(cfg)
     head, names = cfg.MODEL.ROI_HEADS.NUM_CLASSES, list(cfg.DATASETS.CLASS_NAMES)
     datasets = tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
     for dataset in datasets:

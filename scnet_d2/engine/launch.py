@@ -43,11 +43,12 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         What `main` returned in this process; None where it ran in others.
 
     Raises:
-        ValueError: if the environment contradicts itself or `args`.
+        ValueError: if the environment contradicts itself or `args`, or there is no GPU for several.
         RuntimeError: if one of the processes that this one started was killed.
     """
     process = find_process(os.environ, args)
     if process is None:
+        _check_gpus(args.num_gpus)
         try:
             return detectron2_launch(
                 main,
@@ -65,6 +66,14 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     result = main(args)
     dist.destroy_process_group()
     return result
+
+
+def _check_gpus(num_gpus: int) -> None:
+    if num_gpus > 1 and not torch.cuda.is_available():
+        raise ValueError(
+            f"--num-gpus {num_gpus}, but there is no GPU on this machine that torch can use: leave "
+            "the option out (torchrun starts several processes on CPUs)"
+        )
 
 
 def lost_process(error: BaseException) -> bool:

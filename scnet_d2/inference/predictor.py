@@ -1,7 +1,9 @@
 """Labels of single images, with the boxes that they come from."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from PIL import Image
 
 from ..checkpoint import SCNetCheckpointer
+from ..config import check_dataset_names
 from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.label_boxes import label_boxes
@@ -54,6 +58,8 @@ class ImageMapper:
         Raises:
             ValueError: if the image is not (H, W, 3) uint8, is empty or a strip.
         """
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"expected an (H, W, 3) uint8 BGR image, got {_no_array(image)}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
@@ -118,7 +124,8 @@ class SCNetPredictor(DefaultPredictor):
         Raises:
             ValueError: if an image is not (H, W, 3) uint8, is empty or a strip.
         """
-        if isinstance(original_image, np.ndarray):
+        alone = isinstance(original_image, (np.ndarray, str))
+        if alone or not isinstance(original_image, Iterable):
             return self.predict([self.mapper(original_image)])[0]
         return self.predict([self.mapper(image) for image in original_image])
 
@@ -133,12 +140,24 @@ class SCNetPredictor(DefaultPredictor):
         return max(self.model.backbone.size_divisibility, 1)
 
 
+def _no_array(image: Any) -> str:
+    """What was given in the place of an array, and how to get one."""
+    if image is None:
+        return "None, as cv2.imread gives for a file that it cannot read: check its path"
+    if isinstance(image, (str, os.PathLike)):
+        return f"the path {os.fspath(image)!r}: read the file with cv2.imread first"
+    if isinstance(image, Image.Image):
+        return "a PIL image: convert it with np.asarray(image.convert('RGB'))[:, :, ::-1]"
+    return f"{type(image).__name__}: convert it to a NumPy array"
+
+
 def class_names(cfg: CfgNode) -> list[str]:
     """C names of the labels, from `DATASETS.CLASS_NAMES` or the test data set.
 
     Raises:
         ValueError: if their number is not the number of classes.
     """
+    check_dataset_names(cfg)
     names = list(cfg.DATASETS.CLASS_NAMES)
     if not names and cfg.DATASETS.TEST:
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") or []

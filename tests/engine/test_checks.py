@@ -6,6 +6,7 @@ import pytest
 from conftest import small_config
 from detectron2.data import MetadataCatalog
 
+from scnet_d2 import ConfigError
 from scnet_d2.data import DatasetError
 from scnet_d2.data.context_scenes import CLASSES
 from scnet_d2.engine import (
@@ -96,6 +97,14 @@ def test_three_disagreeing_numbers_of_classes_are_named():
 def test_class_names_alone_that_disagree_are_an_error():
     with pytest.raises(ValueError, match=r"the model 14; DATASETS\.CLASS_NAMES has 1"):
         check_num_classes(small_config("DATASETS.CLASS_NAMES", ["cat"]))
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "VAL", "TEST", "CLASS_NAMES"])
+def test_a_text_in_the_place_of_names_is_shown_as_it_should_be_written(key):
+    cfg = small_config()
+    cfg.DATASETS[key] = "mine"
+    with pytest.raises(ConfigError, match=rf'^DATASETS\.{key} is a text; write \("mine",\)$'):
+        check_num_classes(cfg)
 
 
 def test_the_same_classes_in_another_order_are_an_error():

@@ -295,8 +295,16 @@ def test_launch_says_how_to_go_on_where_a_process_was_killed(monkeypatch):
         )
 
     monkeypatch.setitem(launch.__globals__, "detectron2_launch", killed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
     with pytest.raises(RuntimeError, match=r"process 1 terminated with signal SIGKILL.*--resume"):
+        launch(print, args)
+
+
+def test_several_gpus_on_a_machine_without_one_are_refused_before_anything_else(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = argparse.Namespace(num_gpus=8, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(ValueError, match=r"--num-gpus 8, but there is no GPU on this machine"):
         launch(print, args)
 
 

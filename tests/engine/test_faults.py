@@ -13,6 +13,7 @@ import re
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -181,6 +182,22 @@ def test_the_predictor_names_the_size_of_an_unusable_array(random_model, shape):
         SCNetPredictor(random_model)(np.zeros(shape, np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, r"got None, as cv2\.imread gives for a file that it cannot read"),
+        ("a.jpg", r"got the path 'a\.jpg': read the file with cv2\.imread first"),
+        (Path("a.jpg"), r"got the path 'a\.jpg': read the file with cv2\.imread first"),
+        (["a.jpg"], r"got the path 'a\.jpg': read the file with cv2\.imread first"),
+        (Image.new("RGB", (8, 8)), r"a PIL image: .*np\.asarray\(image\.convert\('RGB'\)\)"),
+        ([torch.zeros(3, 8, 8)], r"got Tensor: convert it to a NumPy array"),
+    ],
+)
+def test_the_predictor_says_how_to_make_an_array_of_what_is_none(random_model, image, message):
+    with pytest.raises(ValueError, match=rf"expected an \(H, W, 3\) uint8 BGR image, .*{message}"):
+        SCNetPredictor(random_model)(image)
+
+
 # --- evaluation ----------------------------------------------------------------------------------
 
 
@@ -340,6 +357,8 @@ def test_two_different_predictions_of_an_image_are_refused(dataset):
         (("SOLVER.MAX_ITER", "many"), r"SOLVER\.MAX_ITER takes a value of type int, not str"),
         (("SOLVER.BASE_LR", 1), r"SOLVER\.BASE_LR takes a value of type float.*with a point"),
         (("MODEL.SCNET", 1), r"MODEL\.SCNET takes a value of type CfgNode"),
+        (("OUTPUT_DIR", "x", "--resume"), r"--resume .* options stand before config keys"),
+        (("OUTPUT_DIR", "x", "--num-gpus", "2"), r"--num-gpus stands after OUTPUT_DIR; options"),
     ],
 )
 def test_a_wrong_key_or_value_on_the_command_line_is_named(opts, message):
@@ -650,6 +669,14 @@ def test_odd_class_and_file_names_are_drawn_and_written(random_model, tmp_path):
 
 
 @NO_GLYPHS
+def test_the_demo_labels_the_images_of_a_folder(tmp_path):
+    for name in ("b/2.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = importlib.import_module("demo").find_files([str(tmp_path), "missing.png"])
+    assert list(found) == [f"{tmp_path}/a.png", f"{tmp_path}/b/2.JPG", "missing.png"]
+
+
 def test_the_demo_survives_unusable_images_and_counts_them(random_model, tmp_path):
     good = save(Image.new("RGB", (60, 40)), tmp_path / "good.png")
     strip = save(Image.new("RGB", (3000, 1)), tmp_path / "strip.png")
