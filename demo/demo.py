@@ -69,12 +69,13 @@ def main(args) -> int:
 def find_files(patterns: list[str]) -> Iterator[str]:
     """The files that patterns stand for, and the images of folders, as `scnet-tag` finds them.
 
-    What matches none stands for itself.
+    A pattern that matches none and a folder without images stand for themselves.
     """
     for pattern in patterns:
         found = [] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         for path in found or [pattern]:
-            yield from ImageFinder().find([path], []) if os.path.isdir(path) else [path]
+            images = list(ImageFinder().find([path], [])) if os.path.isdir(path) else []
+            yield from images or [path]
 
 
 def _plain(name: str) -> str:

@@ -318,10 +318,9 @@ def _check_scores(scores: np.ndarray) -> None:
     if scores.min() >= 0 and scores.max() <= 1:  # false for nan
         return
     row, column = np.argwhere(~((scores >= 0) & (scores <= 1)))[0]
-    raise ValueError(
-        f"scores[{row}, {column}] (row {row}, class {column}) is {scores[row, column]}, "
-        "not in [0, 1]: logits need a sigmoid first"
-    )
+    value = scores[row, column]
+    remedy = "not a number" if np.isnan(value) else "not in [0, 1]: logits need a sigmoid first"
+    raise ValueError(f"scores[{row}, {column}] (row {row}, class {column}) is {value}, {remedy}")
 
 
 def _check_threshold(threshold: float | np.ndarray, scores: np.ndarray) -> None:

@@ -680,7 +680,8 @@ def test_the_demo_labels_the_images_of_a_folder(tmp_path):
 def test_the_demo_survives_unusable_images_and_counts_them(random_model, tmp_path):
     good = save(Image.new("RGB", (60, 40)), tmp_path / "good.png")
     strip = save(Image.new("RGB", (3000, 1)), tmp_path / "strip.png")
-    absent, folder = str(tmp_path / "absent.png"), str(tmp_path)
+    absent, folder = str(tmp_path / "absent.png"), str(tmp_path / "empty")
+    os.mkdir(folder)
     unusable = [bomb(tmp_path / "bomb.png"), strip, absent, folder]
     bad, lines = label(random_model, tmp_path, [*unusable, good])
     assert bad == 4
