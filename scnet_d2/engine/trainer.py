@@ -26,7 +26,13 @@ from detectron2.utils.events import (
 
 from ..checkpoint import CheckpointError, SCNetCheckpointer, replace_file
 from ..checkpoint.files import remove_partial_files
-from ..data import LabelPolicy, MultiLabelDatasetMapper, TrainLoader, get_multilabel_dicts
+from ..data import (
+    DatasetError,
+    LabelPolicy,
+    MultiLabelDatasetMapper,
+    TrainLoader,
+    get_multilabel_dicts,
+)
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling.test_time_augmentation import build_tta
 from .autocast import CPUAutocast
@@ -127,7 +133,9 @@ class Trainer(DefaultTrainer):
             )
         ]
         if cfg.TEST.DETECTION_AP:
-            evaluators.append(COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir))
+            detection = COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir)
+            _check_detection_json(detection, dataset_name)
+            evaluators.append(detection)
         return DatasetEvaluators(evaluators)
 
     @classmethod
@@ -414,3 +422,20 @@ def _class_groups(cfg: CfgNode, dataset_name: str) -> dict[str, list[str]]:
             if images[i] >= cfg.TEST.MIN_TRAIN_IMAGES
         ]
     return {group: names for group, names in groups.items() if names}
+
+
+def _check_detection_json(evaluator: COCOEvaluator, dataset_name: str) -> None:
+    """COCOEvaluator reads the json itself, and only as COCO writes it: boxes and ids as they are.
+
+    Raises:
+        DatasetError: for what this package's loader reads and COCOEvaluator would pass over.
+    """
+    coco = evaluator._coco_api  # what it has read
+    for annotation in coco.anns.values():
+        known = annotation["image_id"] in coco.imgs and annotation["category_id"] in coco.cats
+        if not (known and annotation.get("bbox")):
+            raise DatasetError(
+                f"{dataset_name}: annotation {annotation['id']!r} has no bbox, or an id of another "
+                "type than in 'images' and 'categories'. TEST.DETECTION_AP needs them as COCO "
+                "writes them; correct the json or set it False."
+            )

@@ -289,6 +289,19 @@ def test_detection_ap_counts_an_unreadable_image_as_without_detections(dataset, 
     assert Trainer.test(cfg, Detector())["bbox"]["AP"] == pytest.approx((100 + 100 * 67 / 101) / 2)
 
 
+@pytest.mark.parametrize("key", ["bbox", "category_id"])
+def test_detection_ap_refuses_a_json_that_its_evaluator_would_pass_over(dataset, tmp_path, key):
+    json_file = MetadataCatalog.get(dataset).json_file
+    content = json.loads(Path(json_file).read_text())
+    annotation = content["annotations"][0]
+    annotation["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    annotation[key] = {"bbox": [], "category_id": str(annotation["category_id"])}[key]
+    Path(json_file).write_text(json.dumps(content))
+    cfg = evaluation_config(dataset, tmp_path / "run", "TEST.DETECTION_AP", True)
+    with pytest.raises(DatasetError, match=r"has no bbox, or an id of another .*DETECTION_AP"):
+        Trainer.test(cfg, Oracle())
+
+
 def test_too_many_unreadable_images_stop_the_evaluation(dataset, tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     cfg = evaluation_config(dataset, tmp_path / "run")
