@@ -8,7 +8,7 @@ import logging
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ formats, by the end of the file's name:
          there, ignored (N, C) bool, class_names (C,) and image_ids (N,).
 
   .csv   scores, one row an image, with the true labels in a second file given by --labels. Both
-         have the same header and the same images, in any order:
+         have the same classes and the same images, in any order:
              image_id,cat,dog               image_id,cat,dog
              a.jpg,0.93,0.02                a.jpg,1,0
              b.jpg,0.10,0.75                b.jpg,-1,1
-         A score is in [0, 1]; a label is 1 (present), 0 (absent) or -1 (left out).
+         A score is in [0, 1]; a label is 1 or True (present), 0 or False (absent) or -1 (left
+         out). ; may separate the columns of either file.
 
   .json  a list with one object an image. Classes are names:
              [{"image_id": "a.jpg", "scores": {"cat": 0.93, "dog": 0.02},
@@ -42,6 +43,8 @@ formats, by the end of the file's name:
          "ignored" may be absent.
 """
 # what NumPy, csv and json raise, or what reading a value of another type does
+_LABELS = {"-1": -1.0, "-1.0": -1.0} | dict.fromkeys(("0", "0.0", "false"), 0.0)
+_LABELS |= dict.fromkeys(("1", "1.0", "true"), 1.0)  # as pandas writes them, in lower case
 _DAMAGED = (
     AttributeError, EOFError, OSError, TypeError, ValueError, csv.Error, zipfile.BadZipFile
 )  # fmt: skip
@@ -113,7 +116,9 @@ def read_scores(
     except KeyError as error:
         raise ScoreFileError(f"{path}: no {error}") from error
     except _DAMAGED as error:
-        raise ScoreFileError(f"{path}: {error}") from error
+        labels_alone = labels_path is not None and str(error).startswith(f"{labels_path}, line")
+        where = "" if labels_alone else f"{path}: "
+        raise ScoreFileError(f"{where}{error}") from error
     count = 0 if table.unreadable is None else np.count_nonzero(table.unreadable)
     if count:
         logger.warning(
@@ -192,27 +197,46 @@ def _read_csv(path: Path, labels_path: str | os.PathLike | None) -> ScoreTable:
     """Scores and labels from two CSV files with the same classes and images."""
     if labels_path is None:
         raise ValueError("a CSV of scores needs --labels, a CSV of 1, 0 and -1")
-    header, scores = _read_csv_rows(path)
-    labels_header, labels = _read_csv_rows(Path(labels_path))
-    if header != labels_header:
+    header, scores = _read_csv_rows(path, _score)
+    labels_header, labels = _read_csv_rows(Path(labels_path), _label)
+    if set(header) != set(labels_header):
         raise ValueError(f"the header {header} differs from {labels_path}'s {labels_header}")
     different = sorted(scores.keys() ^ labels.keys())
     if different:
         raise ValueError(f"image {different[0]} is in only one of it and {labels_path}")
-    label_array = np.array([labels[image_id] for image_id in scores])
-    if not np.isin(label_array, (-1, 0, 1)).all():
-        raise ValueError(f"{labels_path} has labels other than 1, 0 and -1")
+    columns = [labels_header.index(name) for name in header]
+    label_array = np.array([labels[image_id] for image_id in scores])[:, columns]
     score_array, image_ids = np.array(list(scores.values())), list(scores)
     return ScoreTable(score_array, label_array == 1, label_array == -1, header, image_ids)
 
 
-def _read_csv_rows(path: Path) -> tuple[list[str], dict[str, list[float]]]:
-    """Class names, and the values of each image by its id."""
+def _score(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError("is not a number") from error
+
+
+def _label(text: str) -> float:
+    value = _LABELS.get(text.strip().lower())
+    if value is None:
+        raise ValueError("is none of the labels 1, 0 and -1 (or True and False)")
+    return value
+
+
+def _read_csv_rows(
+    path: Path, read: Callable[[str], float]
+) -> tuple[list[str], dict[str, list[float]]]:
+    """Class names, and the values of each image by its id, as `read` takes them from a cell."""
     with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a BOM
-        reader = csv.reader(file)
+        separator = ";" if file.readline().startswith("image_id;") else ","
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator)
         header = next(reader, [])
         if header[:1] != ["image_id"] or len(header) < 2:
-            raise ValueError(f"{path}'s first line must be image_id,<class>,..., got {header}")
+            index = header[1:2] == ["image_id"]
+            remedy = ": take its first column, an index, out" if index else ""
+            raise ValueError(f"{path}, line 1: must be image_id,<class>,..., got {header}{remedy}")
         if len(set(header)) < len(header):
             raise ValueError(f"{path} has more than one column of a name: {header}")
         rows: dict[str, list[float]] = {}
@@ -222,7 +246,14 @@ def _read_csv_rows(path: Path) -> tuple[list[str], dict[str, list[float]]]:
                     f"{path}, line {reader.line_num}: image {image_id} comes twice or has "
                     f"{len(values)} values for {len(header) - 1} classes"
                 )
-            rows[image_id] = [float(value) for value in values]
+            for name, value in zip(header[1:], values):
+                try:
+                    rows.setdefault(image_id, []).append(read(value))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: image {image_id}, class {name}: "
+                        f"{f'{value!r} {error}' if value.strip() else 'the cell is blank'}"
+                    ) from error
     return header[1:], rows
 
 

@@ -365,6 +365,22 @@ def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
     assert list(positions.values()) == list(from_csv.values())
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "image_id,cat,dog\nb.jpg,-1,True\na.jpg,True,False\n",
+        "image_id;cat;dog\nb.jpg;-1;1\na.jpg;1;0\n",
+        "image_id,dog,cat\nb.jpg,1,-1\na.jpg,0,1\n",
+    ],
+    ids=["booleans", "semicolons", "another-order"],
+)
+def test_tool_takes_labels_whose_meaning_is_plain(tool, tmp_path, capsys, labels):
+    (tmp_path / "scores.csv").write_text(CSV_SCORES)
+    (tmp_path / "labels.csv").write_text(labels)
+    printed = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
+    assert [printed[key] for key in SEVEN] == [100.0] * 7  # as with 1, 0 and commas
+
+
 def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(JSON_NAMES))
@@ -377,11 +393,29 @@ def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
     ("name", "content", "labels", "message"),
     [
         ("a.csv", CSV_SCORES, None, "needs --labels"),
-        ("a.csv", "cat,dog\n", CSV_LABELS, "first line must be image_id"),
+        ("a.csv", "cat,dog\n", CSV_LABELS, "line 1: must be image_id"),
         ("a.csv", CSV_SCORES + "c.jpg,0.5\n", CSV_LABELS, "line 4: image c.jpg"),
         ("a.csv", CSV_SCORES + "c.jpg,0.5,0.5\n", CSV_LABELS, "image c.jpg is in only one"),
         ("a.csv", CSV_SCORES.replace("cat", "cow"), CSV_LABELS, "header.*differs"),
-        ("a.csv", CSV_SCORES, CSV_LABELS.replace("-1", "2"), "labels other than 1, 0 and -1"),
+        (
+            "a.csv",
+            CSV_SCORES,
+            CSV_LABELS.replace("-1", "2"),
+            r"error: \S+labels\.csv, line 2: image b\.jpg, class cat: '2' is none of the labels",
+        ),
+        (
+            "a.csv",
+            CSV_SCORES,
+            CSV_LABELS.replace("-1", ""),
+            r"error: \S+labels\.csv, line 2: image b\.jpg, class cat: the cell is blank",
+        ),
+        (
+            "a.csv",
+            CSV_SCORES,
+            ",image_id,cat,dog\n0,a.jpg,1,0\n",
+            r"error: \S+labels\.csv, line 1: must be .*take its first column, an index, out",
+        ),
+        ("a.csv", CSV_SCORES.replace("0.9", "nan"), CSV_LABELS, "is nan, not a number"),
         ("a.csv", CSV_SCORES.replace("0.9", "9"), CSV_LABELS, "row 0, class 0"),
         ("a.json", "[]", None, "not a list of images"),
         ("a.json", '[{"image_id": 1, "scores": [0.5]}]', None, "no 'labels'"),
