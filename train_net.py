@@ -91,7 +91,7 @@ def main(args):
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        if comm.is_main_process():
+        if args.resume and comm.is_main_process():
             _write_config(cfg.OUTPUT_DIR, cfg.dump())
         return trainer.train()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -29,9 +30,8 @@ from scnet_d2.outputs import new_file, write_json
 NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
 
 
-def load_model(run: Path, boxes: int, dataset: str) -> tuple[SCNet, object]:
+def load_model(cfg: CfgNode, boxes: int, dataset: str) -> tuple[SCNet, object]:
     """The model of a run, predicting from up to `boxes` boxes, and the loader of a data set."""
-    cfg = load_run(run)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = boxes
     cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(boxes, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST)
     model = Trainer.build_model(cfg).eval()
@@ -53,8 +53,8 @@ def record(model: SCNet, loader) -> list[torch.Tensor]:
 
 def study(run: Path, dataset: str, numbers: list[int], classes: list[str]) -> dict[str, object]:
     """Mean AP in percent for each number of boxes, and the boxes per image, for one run."""
-    model, loader = load_model(run, max(numbers), dataset)
     cfg = load_run(run)
+    model, loader = load_model(cfg, max(numbers), dataset)
     names = list(cfg.DATASETS.CLASS_NAMES)
     columns = [names.index(name) for name in classes or names]
     truth = load_ground_truth(dataset, len(names), LabelPolicy.from_config(cfg))

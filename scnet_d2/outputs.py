@@ -1,8 +1,9 @@
 """What programs write: whole files, and nothing in the place of what somebody has.
 
-:func:`replacing` writes a file aside and renames it when it is whole; every file of this project is
-written so. :func:`new_file` and :func:`new_folder` are for the `type` of an argparse argument: they
-refuse, before a program works for it, what would write over something.
+:func:`replacing` writes a file aside and renames it when it is whole; every file that is written at
+once is written so, unlike lines that are appended as the work goes on. :func:`new_file` and
+:func:`new_folder` are for the `type` of an argparse argument: they refuse, before a program works
+for it, what would write over something.
 """
 
 import argparse

@@ -17,6 +17,18 @@ settings.load_profile("busy")
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = REPO / "configs"
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
+
+
+def _needs(file: str):
+    """Marks a test that reads real photographs of a data set, of which `file` is one."""
+    reason = f"no {file} under $DETECTRON2_DATASETS"
+    return pytest.mark.skipif(not Path(REAL_ROOT, file).expanduser().exists(), reason=reason)
+
+
+needs_coco_train = _needs("coco/annotations/instances_train2017.json")
+needs_coco_val = _needs("coco/annotations/instances_val2017.json")
+needs_voc = _needs("VOC2012/ImageSets/Main/train.txt")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 

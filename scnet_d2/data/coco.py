@@ -144,6 +144,7 @@ def load_coco_multilabel(
     content = _read_json(json_file)
     _check(content, json_file)
     _drop_repeated_categories(content, json_file)
+    _correct_file_names(content["images"], os.fspath(image_root), json_file)
     _read_sizes(content["images"], os.fspath(image_root), json_file)
     categories = sorted(content["categories"], key=lambda c: c["id"])
     id_map = {category["id"]: i for i, category in enumerate(categories)}
@@ -176,13 +177,13 @@ def _records(
     _warn_of_empty_annotations(images, empty, json_file)
     records = [
         {
-            "file_name": file_name,
+            "file_name": require_inside(image_root, image["file_name"], json_file),
             "image_id": image["id"],
             "height": int(image["height"]),
             "width": int(image["width"]),
             "annotations": annotations[image["id"]],
         }
-        for image, file_name in zip(images, _file_names(images, image_root, json_file), strict=True)
+        for image in images
     ]
     for record in records:
         if record["image_id"] in empty:
@@ -202,27 +203,25 @@ def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_
         )
 
 
-def _file_names(images: list[dict], image_root: str, json_file: str) -> list[str]:
-    """Paths of the images; one line counts the names that had to be corrected."""
-    paths, corrected = [], []
+def _correct_file_names(images: list[dict], image_root: str, json_file: str) -> None:
+    """Put the name under which a file exists in the place of one that names none, with a line."""
+
+    def exists(name: str) -> bool:
+        return PathManager.isfile(require_inside(image_root, name, json_file))
+
+    corrected = []
     for image in images:
         name = image["file_name"]
-        paths.append(require_inside(image_root, name, json_file))
-        for other in _other_names(name, image_root):
-            if PathManager.isfile(paths[-1]):
-                break
-            path = require_inside(image_root, other, json_file)
-            if PathManager.isfile(path):
-                paths[-1] = path
-                corrected.append((name, other))
-                break
+        others = list(_other_names(name, image_root))  # nearly always none: no file is looked for
+        if others and not exists(name) and (other := next(filter(exists, others), None)):
+            image["file_name"] = other
+            corrected.append((name, other))
     if corrected:
         name, other = corrected[0]
         logger.warning(
             f"{json_file}: {len(corrected)} file names name no file of '{image_root}' and are read "
             f"under corrected names, the first is {name!r}, read as {other!r}."
         )
-    return paths
 
 
 def _other_names(name: str, image_root: str) -> Iterator[str]:
@@ -239,7 +238,8 @@ def _other_names(name: str, image_root: str) -> Iterator[str]:
 def _read_sizes(images: list[dict], image_root: str, json_file: str) -> None:
     """Fill in, from the image files, the sizes that the json does not give."""
     unsized = [image for image in images if image.get("height") is None]
-    for image, path in zip(unsized, _file_names(unsized, image_root, json_file), strict=True):
+    for image in unsized:
+        path = require_inside(image_root, image["file_name"], json_file)
         try:
             image["height"], image["width"] = image_size(path)
         except ImageError as e:

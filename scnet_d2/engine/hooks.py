@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 
 from detectron2.engine import hooks
 from detectron2.utils.events import get_event_storage
@@ -20,21 +21,28 @@ class BestCheckpointer(hooks.BestCheckpointer):
     better one, while Detectron2's own forgets the metric.
     """
 
-    def __init__(self, eval_period: int, model: nn.Module, output_dir: str, val_metric: str):
+    def __init__(
+        self,
+        eval_period: int,
+        model: nn.Module,
+        output_dir: str,
+        val_metric: str,
+        class_names: Sequence[str] = (),
+    ):
         """
         Args:
             eval_period: iterations between two evaluations.
             model: whose weights are saved.
             output_dir: where `model_best.pth` is written.
             val_metric: name of the scalar that is to be largest.
+            class_names: C names, saved with the weights.
         """
-        checkpointer = _UntaggedCheckpointer(model, output_dir)
+        checkpointer = _UntaggedCheckpointer(model, output_dir, class_names=class_names)
         checkpointer.val_metric = val_metric
         super().__init__(eval_period, checkpointer, val_metric)
 
     def before_train(self) -> None:
-        """Take over the best metric of the run that is resumed, and the trainer's class names."""
-        self._checkpointer.class_names = self.trainer.checkpointer.class_names
+        """Take over the best metric of the run that is resumed."""
         path = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
         if self.trainer.start_iter > 0 and os.path.isfile(path):
             try:

@@ -342,7 +342,8 @@ class Trainer(DefaultTrainer):
         ret[i]._period = 0  # DATASETS.TEST is evaluated once, at the end
         validation = [hooks.EvalHook(period, self.validate)]
         if comm.is_main_process():
-            best = BestCheckpointer(period, self.model, self.cfg.OUTPUT_DIR, "val/mAP")
+            names = self.checkpointer.class_names
+            best = BestCheckpointer(period, self.model, self.cfg.OUTPUT_DIR, "val/mAP", names)
             validation.append(best)
         return ret[:i] + validation + ret[i:]
 

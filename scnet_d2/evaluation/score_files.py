@@ -113,12 +113,12 @@ def read_scores(
             raise ValueError("is neither .npz, .csv nor .json")
         table = readers[path.suffix](path, labels_path)
         _check(table)
+    except ScoreFileError:
+        raise  # which names its file and line
     except KeyError as error:
         raise ScoreFileError(f"{path}: no {error}") from error
     except _DAMAGED as error:
-        labels_alone = labels_path is not None and str(error).startswith(f"{labels_path}, line")
-        where = "" if labels_alone else f"{path}: "
-        raise ScoreFileError(f"{where}{error}") from error
+        raise ScoreFileError(f"{path}: {error}") from error
     count = 0 if table.unreadable is None else np.count_nonzero(table.unreadable)
     if count:
         logger.warning(
@@ -236,13 +236,15 @@ def _read_csv_rows(
         if header[:1] != ["image_id"] or len(header) < 2:
             index = header[1:2] == ["image_id"]
             remedy = ": take its first column, an index, out" if index else ""
-            raise ValueError(f"{path}, line 1: must be image_id,<class>,..., got {header}{remedy}")
+            raise ScoreFileError(
+                f"{path}, line 1: must be image_id,<class>,..., got {header}{remedy}"
+            )
         if len(set(header)) < len(header):
-            raise ValueError(f"{path} has more than one column of a name: {header}")
+            raise ScoreFileError(f"{path} has more than one column of a name: {header}")
         rows: dict[str, list[float]] = {}
         for image_id, *values in filter(None, reader):
             if len(values) != len(header) - 1 or image_id in rows:
-                raise ValueError(
+                raise ScoreFileError(
                     f"{path}, line {reader.line_num}: image {image_id} comes twice or has "
                     f"{len(values)} values for {len(header) - 1} classes"
                 )
@@ -250,7 +252,7 @@ def _read_csv_rows(
                 try:
                     rows.setdefault(image_id, []).append(read(value))
                 except ValueError as error:
-                    raise ValueError(
+                    raise ScoreFileError(
                         f"{path}, line {reader.line_num}: image {image_id}, class {name}: "
                         f"{f'{value!r} {error}' if value.strip() else 'the cell is blank'}"
                     ) from error

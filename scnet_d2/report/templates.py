@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-# Okabe and Ito's palette: told apart by the colour-blind, too.
-COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+from ..inference.visualizer import COLORS
+
 BADGE_SIDE = 24.0  # in units of the drawing
 
 

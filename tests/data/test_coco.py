@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+from conftest import REAL_ROOT, needs_coco_val, small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -30,12 +30,6 @@ from scnet_d2.data import (
 from scnet_d2.data.boxes import clip_box
 from scnet_d2.data.builtin import register_all
 from scnet_d2.data.labels import image_labels
-
-REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
-needs_coco = pytest.mark.skipif(
-    not Path(REAL_ROOT, "coco/annotations/instances_val2017.json").exists(),
-    reason="no coco/ under $DETECTRON2_DATASETS",
-)
 
 # Ids are neither ordered nor contiguous: 3 -> 0 "cup", 7 -> 1 "dog", 20 -> 2 "cat".
 SMALL = {
@@ -546,7 +540,7 @@ def perfect_predictions(records):
         yield record, {"instances": instances}
 
 
-@needs_coco
+@needs_coco_val
 def test_coco_evaluator_gives_100_ap_to_the_ground_truth(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
     records = DatasetCatalog.get("coco_2017_val_multilabel")
@@ -559,7 +553,7 @@ def test_coco_evaluator_gives_100_ap_to_the_ground_truth(tmp_path, monkeypatch):
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
-@needs_coco
+@needs_coco_val
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_records_equal_those_of_detectron2(monkeypatch, split):
     monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
@@ -581,7 +575,7 @@ def test_real_records_equal_those_of_detectron2(monkeypatch, split):
         )
 
 
-@needs_coco
+@needs_coco_val
 def test_every_real_image_exists_with_the_annotated_size(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
     for record in DatasetCatalog.get("coco_2017_val_multilabel"):

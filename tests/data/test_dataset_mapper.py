@@ -2,13 +2,13 @@
 
 import copy
 import json
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import REAL_ROOT, needs_coco_train
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
@@ -23,12 +23,6 @@ from scnet_d2.data import (
     register_coco_multilabel,
 )
 from scnet_d2.data.labels import label_records
-
-REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
-needs_coco = pytest.mark.skipif(
-    not Path(REAL_ROOT, "coco/annotations/instances_train2017.json").exists(),
-    reason="no coco/ under $DETECTRON2_DATASETS",
-)
 
 
 @pytest.fixture
@@ -275,7 +269,7 @@ def test_error_reaches_the_caller_of_a_loader_with_workers(cfg, tmp_path):
         DatasetCatalog.remove("mapper_test")
 
 
-@needs_coco
+@needs_coco_train
 def test_every_real_image_is_mapped(cfg, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
     mapper = MultiLabelDatasetMapper(cfg, is_train=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import REAL_ROOT, needs_voc
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
@@ -16,11 +17,6 @@ from PIL import Image
 
 from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
 
-REAL_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
-needs_voc = pytest.mark.skipif(
-    not Path(REAL_ROOT, "VOC2012/ImageSets/Main/train.txt").exists(),
-    reason="no VOC2012/ under $DETECTRON2_DATASETS",
-)
 NAME = "voc_2007_train_multilabel"
 COW, DOG, PERSON = (CLASS_NAMES.index(name) for name in ("cow", "dog", "person"))
 SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import make_input, small_config
+from conftest import make_input, needs_cuda, small_config
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from tiny import BAD, tiny_trainer
@@ -12,7 +12,7 @@ from tiny import BAD, tiny_trainer
 from scnet_d2.data import TrainLoader
 from scnet_d2.engine import Trainer, TrainingError
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = needs_cuda
 MIXED = ("MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True)
 
 

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,7 +174,6 @@ class Run:
     def __init__(self, start_iter):
         self.iter = self.start_iter = start_iter
         self.max_iter = 10
-        self.checkpointer = SimpleNamespace(class_names=["cat", "dog"])
 
 
 def validate(hook, run, value):

@@ -42,18 +42,6 @@ from .drawing import (
     smooth_noise,
 )
 
-__all__ = [
-    "CLASSES",
-    "CONTEXT_PAIRS",
-    "FOLDER",
-    "SPLITS",
-    "SURFACE_OF",
-    "SceneConfig",
-    "ensure_generated",
-    "generate",
-    "render_scene",
-]
-
 logger = logging.getLogger(__name__)
 
 VERSION = "1.0"  # to be raised with every change of the pixels

@@ -1,6 +1,7 @@
 """SCNetROIHeads: the two branches of SCNet as RoI heads of any Detectron2 R-CNN."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,15 @@ from .context_boxes import (
     object_label_targets,
 )
 from .fusion import ScoreFusion
+
+
+class _Predictions(NamedTuple):
+    """Of the R proposals of N images; None where a branch is switched off."""
+
+    object: ObjectPredictions | None
+    context_logits: torch.Tensor | None  # (R, C)
+    context_boxes: list[Boxes]  # N
+    scores: tuple[torch.Tensor, ...]  # N fused label scores (K, C)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -67,13 +77,7 @@ class SCNetROIHeads(ROIHeads):
                 "MODEL.SCNET.OBJECT.ENABLED and MODEL.SCNET.CONTEXT.ENABLED are both False: "
                 "no branch is left to predict labels; enable at least one"
             )
-        for key, value, valid, wanted in (
-            ("CONTEXT.EXPANSION_RATIO", expansion_ratio, 1 <= expansion_ratio < math.inf, ">= 1"),
-            ("CONTEXT.LABEL_COVERAGE", label_coverage, 0 < label_coverage <= 1, "in (0, 1]"),
-            ("OBJECT.LABEL_IOU", label_iou, 0 < label_iou <= 1, "in (0, 1]"),
-        ):
-            if not valid:
-                raise ValueError(f"MODEL.SCNET.{key} is {value}; it must be {wanted}")
+        _check_ranges(expansion_ratio, label_iou, label_coverage)
         self.object_head = object_head
         self.context_head = context_head
         self.fusion = fusion
@@ -125,22 +129,15 @@ class SCNetROIHeads(ROIHeads):
             return self.detect(self.score_boxes(images, features, proposals)), {}
 
         proposals = self.label_and_sample_proposals(proposals, targets)
-        tight = [p.proposal_boxes for p in proposals]
+        predictions = self._predict(images, features, proposals)
         mask = self._box_loss_mask(loss_mask, proposals)  # (R, C)
         num_boxes = _mean_num_boxes(mask)
-        patch_logits = cat([p.objectness_logits for p in proposals])  # (R,)
-        object_logits = context_logits = None
         losses = {}
         if self.object_head is not None:
-            predictions = self.object_head(features, tight)
-            _, patch_logits, object_logits = predictions
             losses |= self._object_losses(predictions, proposals, targets, mask, num_boxes)
         if self.context_head is not None:
-            context = self.expand(tight, images.image_sizes)
-            context_logits = self.context_head(features, context)
-            losses |= self._context_losses(context_logits, context, targets, mask, num_boxes)
-        scores = self.fusion(object_logits, context_logits, patch_logits)
-        for p, s in zip(proposals, scores.split([len(b) for b in tight])):
+            losses |= self._context_losses(predictions, targets, mask, num_boxes)
+        for p, s in zip(proposals, predictions.scores):
             p.label_scores = s
         return proposals, losses
 
@@ -160,23 +157,33 @@ class SCNetROIHeads(ROIHeads):
             object branch and not yet clipped to the image; `label_scores` (K, C), fused, in [0, 1];
             `context_boxes` (K).
         """
-        tight = [p.proposal_boxes for p in proposals]
-        context = self.expand(tight, images.image_sizes)
-        boxes = tight
-        patch_logits = cat([p.objectness_logits for p in proposals])
-        object_logits = context_logits = None
+        predictions = self._predict(images, features, proposals)
+        boxes = [p.proposal_boxes for p in proposals]
         if self.object_head is not None:
-            deltas, patch_logits, object_logits = self.object_head(features, tight)
-            boxes = self.object_head.refine(deltas, tight)
-        if self.context_head is not None:
-            context_logits = self.context_head(features, context)
-        scores = self.fusion(object_logits, context_logits, patch_logits)
+            boxes = self.object_head.refine(predictions.object.deltas, boxes)
         return [
             Instances(size, pred_boxes=b, label_scores=s, context_boxes=c)
             for size, b, s, c in zip(
-                images.image_sizes, boxes, scores.split([len(b) for b in tight]), context
+                images.image_sizes, boxes, predictions.scores, predictions.context_boxes
             )
         ]
+
+    def _predict(
+        self, images: ImageList, features: dict[str, torch.Tensor], proposals: list[Instances]
+    ) -> _Predictions:
+        """What both branches say of the proposals, R in all."""
+        tight = [p.proposal_boxes for p in proposals]
+        context = self.expand(tight, images.image_sizes)
+        patch_logits = cat([p.objectness_logits for p in proposals])  # (R,)
+        object_predictions = object_logits = context_logits = None
+        if self.object_head is not None:
+            object_predictions = self.object_head(features, tight)
+            _, patch_logits, object_logits = object_predictions
+        if self.context_head is not None:
+            context_logits = self.context_head(features, context)
+        scores = self.fusion(object_logits, context_logits, patch_logits)  # (R, C)
+        scores = scores.split([len(b) for b in tight])
+        return _Predictions(object_predictions, context_logits, context, scores)
 
     def detect(self, scored: list[Instances]) -> list[Instances]:
         """Detections: boxes with a label above the threshold, after NMS within each class.
@@ -229,7 +236,7 @@ class SCNetROIHeads(ROIHeads):
 
     def _object_losses(
         self,
-        predictions: ObjectPredictions,
+        predictions: _Predictions,
         proposals: list[Instances],
         targets: list[Instances],
         loss_mask: torch.Tensor,  # (R, C)
@@ -247,7 +254,7 @@ class SCNetROIHeads(ROIHeads):
         )  # (R, C)
         _log_label_targets("object", labels, len(targets))
         return self.object_head.losses(
-            predictions,
+            predictions.object,
             boxes=Boxes.cat(tight).tensor,
             gt_boxes=Boxes.cat(gt_boxes).tensor,
             foreground=(classes >= 0) & (classes < self.num_classes),
@@ -258,8 +265,7 @@ class SCNetROIHeads(ROIHeads):
 
     def _context_losses(
         self,
-        logits: torch.Tensor,  # (R, C)
-        context: list[Boxes],
+        predictions: _Predictions,
         targets: list[Instances],
         loss_mask: torch.Tensor,  # (R, C)
         num_boxes: float,
@@ -267,11 +273,23 @@ class SCNetROIHeads(ROIHeads):
         labels = cat(
             [
                 context_label_targets(b, t, self.num_classes, self.label_coverage)
-                for b, t in zip(context, targets)
+                for b, t in zip(predictions.context_boxes, targets)
             ]
         )  # (R, C)
         _log_label_targets("context", labels, len(targets))
+        logits = predictions.context_logits
         return self.context_head.losses(logits, labels, loss_mask, num_boxes)
+
+
+def _check_ranges(expansion_ratio: float, label_iou: float, label_coverage: float) -> None:
+    """Raises: ValueError, naming the key."""
+    for key, value, valid, wanted in (
+        ("CONTEXT.EXPANSION_RATIO", expansion_ratio, 1 <= expansion_ratio < math.inf, ">= 1"),
+        ("CONTEXT.LABEL_COVERAGE", label_coverage, 0 < label_coverage <= 1, "in (0, 1]"),
+        ("OBJECT.LABEL_IOU", label_iou, 0 < label_iou <= 1, "in (0, 1]"),
+    ):
+        if not valid:
+            raise ValueError(f"MODEL.SCNET.{key} is {value}; it must be {wanted}")
 
 
 def _log_label_targets(branch: str, labels: torch.Tensor, num_images: int) -> None:
