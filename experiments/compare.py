@@ -59,8 +59,8 @@ class Plan:
         config: config file of train_net.py, relative to the repository.
         seeds: one cell for each.
         methods: name -> config keys and their values.
-        datasets: name -> `opts`, as in methods, and where the images come from: `voc`, a VOC 2012
-            of parts of the split files ({split: [from, modulus, [remainders of the line number]]});
+        datasets: name -> `opts`, as in methods, and where the images come from: `voc`, VOC of parts
+            of the split files ({year: {split: [from, modulus, [remainders of line number]]}});
             `scenes`, arguments of `SceneConfig`; or neither, then $DETECTRON2_DATASETS as it is.
             `x` is the position in a curve.
         opts: config keys of all cells.
@@ -142,7 +142,8 @@ def prepare(name: str, dataset: dict, folder: Path) -> Data:
     """The images of a data set, made below `folder` where the plan asks for other than stock."""
     source = os.environ.get("DETECTRON2_DATASETS", "datasets")
     if "voc" in dataset:
-        _link_voc(Path(source) / "VOC2012", folder / name / "VOC2012", dataset["voc"])
+        for year, splits in dataset["voc"].items():
+            _link_voc(Path(source) / f"VOC{year}", folder / name / f"VOC{year}", splits)
         return Data(str(folder / name), [])
     if "scenes" not in dataset:
         return Data(source, [])
@@ -200,9 +201,9 @@ def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm) -> dict:
     if process.returncode:
         tail = "\n".join((folder / "log.txt.run").read_text().splitlines()[-15:])
         raise RuntimeError(f"{cell}: {' '.join(command)} ended with {process.returncode}\n{tail}")
-    (scores,) = folder.glob("inference/*/multilabel_scores.npz")
+    scores = sorted(folder.glob("inference/*/multilabel_scores.npz"))
     if "scenes" in dataset:
-        store_bounds(plan, cell.dataset, scores, Path(data.root) / "context_scenes")
+        store_bounds(plan, cell.dataset, scores[0], Path(data.root) / "context_scenes")
     result = {**cell._asdict(), "config": plan.config, "opts": {k: str(v) for k, v in opts.items()}}
     for local in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
         result["opts"].pop(local, None)
@@ -222,11 +223,16 @@ def _follow(process: subprocess.Popen, metrics: Path, iterations: int, bar: tqdm
     bar.n = before
 
 
-def store_scores(plan: Plan, cell: Cell, scores: Path) -> dict:
-    """Keep the image scores, rounded to float16, and compute the metrics from what is kept."""
-    table = read_scores(scores)
+def store_scores(plan: Plan, cell: Cell, scores: list[Path]) -> dict:
+    """Keep the image scores, rounded to float16, and compute the metrics from what is kept.
+
+    The images of several test sets are one set here.
+    """
+    tables = [read_scores(path) for path in scores]
     table = ScoreTable(
-        table.scores, table.labels, table.ignored, table.class_names, table.image_ids
+        *(np.concatenate([getattr(t, x) for t in tables]) for x in ("scores", "labels", "ignored")),
+        tables[0].class_names,
+        [image_id for t in tables for image_id in t.image_ids],
     )
     path = plan.results / f"{cell}.npz"
     plan.results.mkdir(parents=True, exist_ok=True)

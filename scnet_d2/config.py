@@ -47,6 +47,7 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
         cfg.merge_from_list(list(opts))
     except Exception as error:
         raise ConfigError(f"command line: {_explain(error, cfg)}") from error
+    use_timm_pixels(cfg)
     return cfg
 
 
@@ -117,6 +118,8 @@ def add_scnet_config(cfg: CN) -> None:
 
     # Optimizer: "SGD" (Detectron2's own builder) or "AdamW" (SOLVER.BASE_LR, SOLVER.WEIGHT_DECAY).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate of a pre-trained network (the bottom-up one of an FPN) / that of all others.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Iterations whose batch is left out: the weights stay as they are. For a batch that is bad.
     cfg.SOLVER.SKIP_ITERATIONS = []
     # Mixed precision in bfloat16 on a CPU that has it (SOLVER.AMP.ENABLED is for GPUs alone).
@@ -180,7 +183,70 @@ def use_available_device(cfg: CN) -> None:
         cfg.SOLVER.AMP.ENABLED = False
 
 
+_PIXEL_KEYS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
+
+
+def use_timm_pixels(cfg: CN) -> None:
+    """Take the pixels that a timm backbone was trained on, in place, where the config has none."""
+    defaults, wanted = get_cfg(), timm_pixels(cfg)
+    if wanted and all(_get(cfg, key) == _get(defaults, key) for key in _PIXEL_KEYS):
+        cfg.merge_from_list([x for item in wanted.items() for x in item])
+        logger.info("pixels as %s was trained on: %s", cfg.MODEL.TIMM.NAME, wanted)
+
+
+def timm_pixels(cfg: CN) -> dict[str, Any]:
+    """Mean and deviation of the pixels (0 to 255) and order of the channels, by config key.
+
+    Empty where the backbone is none of timm, or timm tells nothing of it.
+    """
+    if "timm" not in cfg.MODEL.BACKBONE.NAME:
+        return {}
+    from timm.models import get_pretrained_cfg  # noqa: PLC0415 (slow to import)
+
+    try:
+        trained = get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
+    except RuntimeError:  # no such tag: the builder says so of the name
+        trained = None
+    if trained is None:
+        return {}
+    statistics = ([round(255 * x, 3) for x in values] for values in (trained.mean, trained.std))
+    return dict(zip(_PIXEL_KEYS, (*statistics, "RGB")))
+
+
+def pixel_contradictions(cfg: CN) -> list[str]:
+    """What a config says of the pixels that its timm backbone was not trained on."""
+    return [
+        f"{key} is {_get(cfg, key)}, but {cfg.MODEL.TIMM.NAME} was trained with {value}: its "
+        "pre-trained weights will be of less use"
+        for key, value in timm_pixels(cfg).items()
+        if not _close(_get(cfg, key), value)
+    ]
+
+
+def _close(a: Any, b: Any) -> bool:
+    return a == b if isinstance(b, str) else all(abs(x - y) < 0.1 for x, y in zip(a, b))
+
+
+def _get(cfg: CN, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
 def _add_model_config(cfg: CN) -> None:
+    # Stages of the bottom-up network that an FPN also gives out, such as res5:
+    # of build_timm_fpn_backbone and build_resnet_stage_fpn_backbone.
+    cfg.MODEL.FPN.STAGES = []
+
+    # Backbones build_timm_backbone and build_timm_fpn_backbone; MODEL.WEIGHTS timm://<name>.
+    cfg.MODEL.TIMM = CN()
+    # Name of a network of timm, with or without the tag of its weights.
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Its features: res2 (stride 4) to res5 (32), and last, what follows the last stage.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Its batch norms: FrozenBN (as they were loaded), BN (trained) or SyncBN.
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
+
     cfg.MODEL.SCNET = CN()
     # Weights of a Detectron2 detector: its box head becomes that of both branches.
     cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR = True
@@ -204,6 +270,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.CONTEXT.ENABLED = True
     # Sides of a context box / sides of its tight box, before clipping to the image.
     cfg.MODEL.SCNET.CONTEXT.EXPANSION_RATIO = 2.0
+    # Feature maps that context boxes are pooled from. Empty: those of MODEL.ROI_HEADS.IN_FEATURES.
+    cfg.MODEL.SCNET.CONTEXT.IN_FEATURES = []
     # A context box carries the classes of all ground-truth boxes that lie in it at least this far.
     cfg.MODEL.SCNET.CONTEXT.LABEL_COVERAGE = 0.5
 
@@ -227,6 +295,17 @@ def _add_model_config(cfg: CN) -> None:
     # Weight of loss_image_label, on the aggregated scores of an image's sampled boxes; 0: none.
     cfg.MODEL.SCNET.AGGREGATION.LOSS_WEIGHT = 0.0
 
+    # A third label predictor that sees the image as a whole, the widest context.
+    cfg.MODEL.SCNET.IMAGE = CN()
+    cfg.MODEL.SCNET.IMAGE.ENABLED = False
+    # Feature map that it pools, see MODEL.FPN.STAGES, and how: average or max.
+    cfg.MODEL.SCNET.IMAGE.IN_FEATURE = "res5"
+    cfg.MODEL.SCNET.IMAGE.POOLING = "average"
+    # Weight of its logit in the image's; that of the aggregated boxes has the rest.
+    cfg.MODEL.SCNET.IMAGE.WEIGHT = 0.5
+
     cfg.MODEL.IMAGE_LABELER = CN()
-    # Feature map that the meta-architecture ImageLabeler pools over the whole image.
+    # Feature map that the meta-architecture ImageLabeler pools over the whole image, and how:
+    # average or max.
     cfg.MODEL.IMAGE_LABELER.IN_FEATURE = "res5"
+    cfg.MODEL.IMAGE_LABELER.POOLING = "average"

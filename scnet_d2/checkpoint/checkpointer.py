@@ -20,6 +20,7 @@ from .files import (
 )
 from .load_report import LoadReport
 from .names import convert_detector, match_suffixes, rename_former, why_left_out
+from .timm_weights import convert_timm
 
 logger = logging.getLogger(__name__)
 _MATCHING = "?matching_heuristics=True"
@@ -171,6 +172,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
         report, model_state = self.report, self.model.state_dict()
         state = self._rename(checkpoint, model_state)
         rename_former(state, model_state)
+        convert_timm(state, self.model)
         conversion = convert_detector(state, model_state, self.init_trunk)
         checkpoint["model"] = state
         incompatible = super()._load_model(checkpoint)  # takes tensors of wrong shape out of state

@@ -71,10 +71,10 @@ def predict_image(model: SCNet, image: torch.Tensor) -> Outputs:
         image: (H, W, 3) uint8, resized, in the model's `INPUT.FORMAT`.
     """
     images = model.preprocess_image([{"image": image.permute(2, 0, 1)}])
-    (scored,) = model.score_boxes(images)
+    (image_scores,), (scored,) = model.label_images(images)
     scored.pred_boxes.clip(scored.image_size)
     return Outputs(
-        model.aggregator(scored.label_scores),
+        image_scores,
         scored.pred_boxes.tensor,
         scored.label_scores,
         scored.context_boxes.tensor,

@@ -1,7 +1,14 @@
 """SCNet and its parts; importing this package registers them with Detectron2."""
 
 from .aggregation import AGGREGATION_REGISTRY, LabelAggregator
-from .label_predictor import LabelPredictor
+from .backbone import (
+    StageFPN,
+    TimmBackbone,
+    build_resnet_stage_fpn_backbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+)
+from .label_predictor import ImageLabelPredictor, LabelPredictor
 from .meta_arch import ImageLabeler, SCNet
 from .roi_heads import (
     ContextHead,
@@ -16,6 +23,7 @@ from .roi_heads import (
 __all__ = [
     "AGGREGATION_REGISTRY",
     "ContextHead",
+    "ImageLabelPredictor",
     "ImageLabeler",
     "LabelAggregator",
     "LabelPredictor",
@@ -23,6 +31,11 @@ __all__ = [
     "SCNet",
     "SCNetROIHeads",
     "ScoreFusion",
+    "StageFPN",
+    "TimmBackbone",
+    "build_resnet_stage_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
     "context_label_targets",
     "expand_boxes",
     "object_label_targets",

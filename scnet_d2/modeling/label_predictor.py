@@ -3,7 +3,9 @@
 import math
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import ImageList
 from torch import nn
 from torch.nn import functional as F
 
@@ -87,3 +89,54 @@ class LabelPredictor(nn.Module):
             logits.float(), targets, weight=loss_mask.float(), reduction="sum"
         )
         return loss * (self.loss_weight / num_boxes)
+
+
+class ImageLabelPredictor(LabelPredictor):
+    """A label predictor of the whole image: a feature map, pooled over it."""
+
+    @configurable
+    def __init__(self, input_dim: int, *, in_feature: str, pooling: str = "average", **kwargs):
+        """
+        Args:
+            input_dim: D, channels of the feature map.
+            in_feature: name of the feature map.
+            pooling: "average" or "max".
+            kwargs: of `LabelPredictor`.
+        """
+        super().__init__(input_dim, **kwargs)
+        self.in_feature = in_feature
+        self.pooling = pooling
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], key: str):
+        """`key` is that of the config's part with `IN_FEATURE` and `POOLING`."""
+        part: CfgNode = cfg.MODEL
+        for name in key.split("."):
+            part = part[name]
+        if part.IN_FEATURE not in input_shape:
+            raise ValueError(
+                f"MODEL.{key}.IN_FEATURE is '{part.IN_FEATURE}', the backbone has "
+                f"{list(input_shape)} (an FPN's: see MODEL.FPN.STAGES)"
+            )
+        if part.POOLING not in ("average", "max"):
+            raise ValueError(f"MODEL.{key}.POOLING is '{part.POOLING}'; choose average or max")
+        dim = input_shape[part.IN_FEATURE].channels
+        return super().from_config(cfg, dim) | {
+            "in_feature": part.IN_FEATURE,
+            "pooling": part.POOLING,
+        }
+
+    def forward(self, features: dict[str, torch.Tensor], images: ImageList) -> torch.Tensor:
+        """Map the features of N images to label logits (N, C)."""
+        return super().forward(self.pool(features[self.in_feature], images))
+
+    def pool(self, feature: torch.Tensor, images: ImageList) -> torch.Tensor:
+        """Pooled feature (N, D) of each image's part of (N, D, H, W), its padding left out."""
+        height, width = (a / b for a, b in zip(feature.shape[-2:], images.tensor.shape[-2:]))
+        parts = [
+            x[:, : max(1, round(h * height)), : max(1, round(w * width))]
+            for x, (h, w) in zip(feature, images.image_sizes)
+        ]
+        if self.pooling == "max":
+            return torch.stack([part.amax(dim=(1, 2)) for part in parts])
+        return torch.stack([part.mean(dim=(1, 2)) for part in parts])

@@ -148,7 +148,7 @@ def test_voc_parts_share_no_image(tmp_path, monkeypatch):
     lists = tmp_path / "VOC2012" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("".join(f"{i}\n" for i in range(12)))
-    dataset = {"voc": {"train": ["train", 5, [0, 1, 2, 3]], "val": ["train", 5, [4]]}}
+    dataset = {"voc": {2012: {"train": ["train", 5, [0, 1, 2, 3]], "val": ["train", 5, [4]]}}}
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     data = compare.prepare("part", dataset, tmp_path / "data")
     made = Path(data.root) / "VOC2012" / "ImageSets" / "Main"

@@ -8,11 +8,13 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from ..aggregation import LabelAggregator
-from ..label_predictor import image_label_targets
+from ..label_predictor import ImageLabelPredictor, image_label_targets
 from ..roi_heads import SCNetROIHeads
 from ..roi_heads.context_boxes import best_boxes, scale_boxes
 
 __all__ = ["SCNet"]
+
+LOGIT_EPS = 1e-4  # aggregated scores count as no nearer to 0 or 1 beside the image's own logit
 
 
 @META_ARCH_REGISTRY.register()
@@ -31,6 +33,8 @@ class SCNet(GeneralizedRCNN):
         *,
         roi_heads: SCNetROIHeads,
         aggregator: LabelAggregator,
+        image_predictor: ImageLabelPredictor | None = None,
+        image_predictor_weight: float = 0.5,
         image_loss_weight: float = 0.0,
         image_scores_only: bool = False,
         **kwargs,
@@ -39,13 +43,23 @@ class SCNet(GeneralizedRCNN):
         Args:
             roi_heads: both branches.
             aggregator: aggregates label scores over boxes.
-            image_loss_weight: weight of `loss_image_label`, on the scores of the image; 0: none.
+            image_predictor: label predictor of the image as a whole, or None.
+            image_predictor_weight: of its logit in the image's, in [0, 1]; that of the aggregated
+                boxes has the rest.
+            image_loss_weight: weight of `loss_image_label`, on the aggregated scores of the boxes
+                of an image; 0: none.
             image_scores_only: leave `instances`, and the work for them, out of predictions.
             kwargs: of `GeneralizedRCNN`: `backbone`, `proposal_generator` (patch generator 1),
                 `pixel_mean`, `pixel_std`, ...
         """
         super().__init__(roi_heads=roi_heads, **kwargs)
+        if not 0 <= image_predictor_weight <= 1:
+            raise ValueError(
+                f"MODEL.SCNET.IMAGE.WEIGHT is {image_predictor_weight}; it must be in [0, 1]"
+            )
         self.aggregator = aggregator
+        self.image_predictor = image_predictor
+        self.image_predictor_weight = image_predictor_weight
         self.image_loss_weight = image_loss_weight
         self.image_scores_only = image_scores_only
 
@@ -57,8 +71,15 @@ class SCNet(GeneralizedRCNN):
                 f"MODEL.ROI_HEADS.NAME is '{name}': MODEL.META_ARCHITECTURE SCNet needs "
                 "SCNetROIHeads, or a registered subclass"
             )
-        return super().from_config(cfg) | {
+        parts = super().from_config(cfg)
+        image_predictor = None
+        if cfg.MODEL.SCNET.IMAGE.ENABLED:
+            shapes = parts["backbone"].output_shape()
+            image_predictor = ImageLabelPredictor(cfg, shapes, "SCNET.IMAGE")
+        return parts | {
             "aggregator": LabelAggregator(cfg),
+            "image_predictor": image_predictor,
+            "image_predictor_weight": cfg.MODEL.SCNET.IMAGE.WEIGHT,
             "image_loss_weight": cfg.MODEL.SCNET.AGGREGATION.LOSS_WEIGHT,
             "image_scores_only": cfg.MODEL.SCNET.IMAGE_SCORES_ONLY,
         }
@@ -90,10 +111,15 @@ class SCNet(GeneralizedRCNN):
         loss_mask = self._loss_mask(batched_inputs)
         sampled, label_losses = self.roi_heads(images, features, proposals, targets, loss_mask)
         losses = losses | label_losses
-        image_scores = torch.stack([self.aggregator(p.label_scores) for p in sampled])  # (N, C)
+        box_scores = torch.stack([self.aggregator(p.label_scores) for p in sampled])  # (N, C)
         if self.image_loss_weight:
-            losses["loss_image_label"] = self._image_loss(image_scores, batched_inputs)
-        _log_image_scores(image_scores.detach())
+            losses["loss_image_label"] = self._image_loss(box_scores, batched_inputs)
+        if self.image_predictor is not None:
+            logits = self.image_predictor(features, images)
+            losses["loss_whole_image_label"] = self.image_predictor.loss(
+                logits, *image_label_targets(batched_inputs, logits), len(logits)
+            )
+        _log_image_scores(self._image_scores(sampled, features, images).detach())
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
         return losses
@@ -108,26 +134,48 @@ class SCNet(GeneralizedRCNN):
         if detected_instances is not None or not do_postprocess:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         images = self.preprocess_image(batched_inputs)
-        scored = self.score_boxes(images, batched_inputs)
-        outputs = [self._label_image(s, x) for s, x in zip(scored, batched_inputs)]
+        image_scores, scored = self.label_images(images, batched_inputs)
+        outputs = [
+            {"image_scores": scores} | _label_boxes(s, x)
+            for scores, s, x in zip(image_scores, scored, batched_inputs)
+        ]
         if self.image_scores_only:
             return outputs
         detections = self.roi_heads.detect(scored)
         detections = self._postprocess(detections, batched_inputs, images.image_sizes)
         return [output | d for output, d in zip(outputs, detections)]
 
-    def score_boxes(
+    def label_images(
         self, images: ImageList, batched_inputs: list[dict] | None = None
-    ) -> list[Instances]:
-        """Label scores of all boxes that the RPN keeps, see `SCNetROIHeads.score_boxes`.
+    ) -> tuple[torch.Tensor, list[Instances]]:
+        """Label scores of images, and of all boxes that the RPN keeps in them.
 
         Args:
-            images: of `preprocess_image`.
+            images: N, of `preprocess_image`.
             batched_inputs: needed where there is no proposal generator, for their `proposals`.
+
+        Returns:
+            `(image_scores, scored)`: (N, C) float32 in [0, 1], and the boxes of each image, see
+            `SCNetROIHeads.score_boxes`.
         """
         features = self.backbone(images.tensor)
         proposals, _ = self._propose(images, features, batched_inputs, None)
-        return self.roi_heads.score_boxes(images, features, proposals)
+        scored = self.roi_heads.score_boxes(images, features, proposals)
+        return self._image_scores(scored, features, images), scored
+
+    def _image_scores(
+        self, scored: list[Instances], features: dict[str, torch.Tensor], images: ImageList
+    ) -> torch.Tensor:
+        """(N, C) scores from the aggregated boxes of each image and from the image as a whole."""
+        scores = torch.stack([self.aggregator(s.label_scores) for s in scored])
+        if self.image_predictor is None:
+            return scores
+        image_logits = self.image_predictor(features, images).float()
+        weight = torch.full_like(image_logits, self.image_predictor_weight)
+        # of an image without boxes the whole alone; without a branch, which tracing would freeze
+        boxes = torch.stack([s.label_scores.new_ones(s.label_scores[:, :1].shape).sum() for s in scored])
+        weight = torch.where(boxes[:, None] > 0, weight, 1.0)
+        return torch.lerp(scores.logit(eps=LOGIT_EPS), image_logits, weight).sigmoid()
 
     def _propose(self, images, features, batched_inputs, targets):
         """Proposals and losses of the RPN, or the proposals that come with the images."""
@@ -156,23 +204,23 @@ class SCNet(GeneralizedRCNN):
             row[list(x.get("ignored_labels", ()))] = False
         return mask.to(self.device)
 
-    def _label_image(self, scored: Instances, inputs: dict) -> dict[str, torch.Tensor]:
-        """What is said of an image as a whole, with boxes in original coordinates."""
-        height, width = scored.image_size
-        size = inputs.get("height", height), inputs.get("width", width)
-        boxes, context_boxes = best_boxes(scored)
-        return {
-            "image_scores": self.aggregator(scored.label_scores),
-            "label_boxes": scale_boxes(boxes, scored.image_size, size),
-            "label_context_boxes": scale_boxes(context_boxes, scored.image_size, size),
-        }
-
     def _image_loss(self, scores: torch.Tensor, batched_inputs: list[dict]) -> torch.Tensor:
         """Binary cross-entropy of (N, C) scores, summed over classes and averaged over images."""
         targets, loss_mask = image_label_targets(batched_inputs, scores)
         with torch.autocast(scores.device.type, enabled=False):  # it refuses half precision
             loss = F.binary_cross_entropy(scores, targets, weight=loss_mask, reduction="sum")
         return loss * (self.image_loss_weight / len(scores))
+
+
+def _label_boxes(scored: Instances, inputs: dict) -> dict[str, torch.Tensor]:
+    """The best boxes of every label, in original coordinates."""
+    height, width = scored.image_size
+    size = inputs.get("height", height), inputs.get("width", width)
+    boxes, context_boxes = best_boxes(scored)
+    return {
+        "label_boxes": scale_boxes(boxes, scored.image_size, size),
+        "label_context_boxes": scale_boxes(context_boxes, scored.image_size, size),
+    }
 
 
 def _log_image_scores(images: torch.Tensor) -> None:

@@ -51,7 +51,7 @@ class ContextHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        in_features = cls.in_features_of(cfg)
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         canonical_size = cfg.MODEL.SCNET.CANONICAL_BOX_SIZE
         if canonical_size < 1:
@@ -71,6 +71,11 @@ class ContextHead(nn.Module):
             "box_head": box_head,
             "label_predictor": LabelPredictor(cfg, box_head.output_shape.channels),
         }
+
+    @classmethod
+    def in_features_of(cls, cfg) -> list[str]:
+        """Names of the feature maps that the config has its boxes pooled from."""
+        return cfg.MODEL.SCNET.CONTEXT.IN_FEATURES or cfg.MODEL.ROI_HEADS.IN_FEATURES
 
     def box_features(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """Features (R, D) of the boxes of all images, R boxes in all."""
@@ -129,6 +134,11 @@ class ObjectHead(ContextHead):
         nn.init.normal_(self.patch_classifier.weight, std=0.01)
         nn.init.zeros_(self.location_regressor.bias)
         nn.init.zeros_(self.patch_classifier.bias)
+
+    @classmethod
+    def in_features_of(cls, cfg) -> list[str]:
+        """See `ContextHead`."""
+        return cfg.MODEL.ROI_HEADS.IN_FEATURES
 
     @classmethod
     def from_config(cls, cfg, input_shape):
