@@ -10,7 +10,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from ..modeling import SCNet
+from ..modeling import SCNet, TimmBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +60,14 @@ def optimize_for_inference(
         logger.warning("%s has no fast bfloat16: float32 is used", model.device)
         dtype = torch.float32
     model.eval().requires_grad_(False)
-    fold_batch_norm(model)
+    folded = fold_batch_norm(model)
     # In float32 on a CPU, channels last gained no time and took more memory.
     plain = dtype == torch.float32 and model.device.type == "cpu"
     compute_in(model, dtype, torch.contiguous_format if plain else torch.channels_last)
     thread_roi_align(model)
     if compile:
         model.backbone.compile()
-    model.register_load_state_dict_pre_hook(_refuse_unfolded)
+    model.register_load_state_dict_pre_hook(partial(_refuse_unfolded, folded=folded))
     return model
 
 
@@ -79,20 +79,59 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def fold_batch_norm(model: nn.Module) -> None:
-    """Fold frozen and evaluated batch norms into their convolutions, in place.
+def fold_batch_norm(model: nn.Module) -> list[str]:
+    """Fold frozen and evaluated batch norms into the convolutions before them, in place.
 
-    It applies to Detectron2's `Conv2d`, which holds its norm; a bias of the convolution is kept in
-    the sum, and its activation comes after the norm as before.
+    It applies to Detectron2's `Conv2d`, which holds its norm, and to the networks of timm. A bias
+    of the convolution is kept in the sum, and an activation comes after the norm as before.
+
+    Returns:
+        Names of the norms that were folded.
     """
-    for conv in model.modules():
-        norm = getattr(conv, "norm", None)
-        if isinstance(conv, Conv2d) and isinstance(norm, _BATCH_NORMS):
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-                norm.weight, norm.bias,
-            )  # fmt: skip
-            conv.norm = None
+    folded = []
+    for name, module in list(model.named_modules()):
+        norm = getattr(module, "norm", None)
+        if isinstance(module, Conv2d) and isinstance(norm, _BATCH_NORMS):
+            _fold(module, norm)
+            module.norm = None
+            folded.append(f"{name}.norm")
+        elif isinstance(module, TimmBackbone):
+            folded += [f"{name}.{norm}" for norm in _fold_timm(module)]
+    return folded
+
+
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+        norm.weight, norm.bias,
+    )  # fmt: skip
+
+
+def _fold_timm(backbone: TimmBackbone) -> list[str]:
+    """Fold the batch norms that take the output of a convolution; returns their names."""
+    names = {module: name for name, module in backbone.named_modules()}
+    norms = [m for m in names if hasattr(m, "running_mean")]
+    outputs, pairs = [], {}
+
+    def note_output(conv, inputs, output):
+        outputs.append((conv, output))
+
+    def note_input(norm, inputs):
+        pairs.update({norm: conv for conv, output in outputs if output is inputs[0]})
+
+    hooks = [m.register_forward_hook(note_output) for m in names if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(note_input) for m in norms]
+    side = 2 * backbone.size_divisibility
+    device = next(backbone.parameters()).device
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, side, side, device=device))
+    for hook in hooks:
+        hook.remove()
+    for norm, conv in pairs.items():
+        _fold(conv, norm)
+        after = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
+        backbone.set_submodule(names[norm], nn.Sequential(*after))
+    return [names[norm] for norm in pairs]
 
 
 def compute_in(model: SCNet, dtype: torch.dtype, layout: torch.memory_format) -> None:
@@ -164,8 +203,10 @@ class ThreadedROIAlign(ROIAlign):
         return torch.cat(list(pooled))
 
 
-def _refuse_unfolded(model: nn.Module, state_dict: dict, prefix: str, *args) -> None:
-    if any(key.startswith(prefix) and ".norm." in key for key in state_dict):
+def _refuse_unfolded(
+    model: nn.Module, state_dict: dict, prefix: str, *args, folded: list[str]
+) -> None:
+    if any(key.startswith(f"{prefix}{name}.") for key in state_dict for name in folded):
         raise RuntimeError(
             "this model is optimised for inference: its batch norms are folded into the "
             "convolutions. Load the checkpoint into a newly built model, then call "

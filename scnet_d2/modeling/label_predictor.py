@@ -131,10 +131,11 @@ class ImageLabelPredictor(LabelPredictor):
         return super().forward(self.pool(features[self.in_feature], images))
 
     def pool(self, feature: torch.Tensor, images: ImageList) -> torch.Tensor:
-        """Pooled feature (N, D) of each image's part of (N, D, H, W), its padding left out."""
-        height, width = (a / b for a, b in zip(feature.shape[-2:], images.tensor.shape[-2:]))
+        """Pooled feature (N, D) of (N, D, H, W): of the cells that each image reaches into."""
+        height, width = feature.shape[-2:]
+        padded_height, padded_width = images.tensor.shape[-2:]
         parts = [
-            x[:, : max(1, round(h * height)), : max(1, round(w * width))]
+            x[:, : -(-h * height // padded_height), : -(-w * width // padded_width)]
             for x, (h, w) in zip(feature, images.image_sizes)
         ]
         if self.pooling == "max":

@@ -47,8 +47,19 @@ def test_labeler_scores_do_not_depend_on_the_padding_of_a_batch():
     with torch.no_grad():
         feature = {"res5": torch.ones(2, 3, 2, 4)}
         feature["res5"][0, :, :, 2:] = 100  # padding of the first image
-        pooled = model.pool(feature, model.preprocess_image([small, large]))
+        pooled = model.head.pool(feature["res5"], model.preprocess_image([small, large]))
     torch.testing.assert_close(pooled, torch.ones(2, 3))
+
+
+def test_maximum_pooling_takes_the_largest_value_inside_the_image():
+    model = labeler("MODEL.IMAGE_LABELER.POOLING", "max")
+    feature = torch.zeros(1, 2, 2, 4)
+    feature[0, 0, 1, 1], feature[0, 1, 0, 3] = 7, 100  # the second lies in the padding
+    images = model.preprocess_image(batch((64, 64), (64, 128)))
+    images.image_sizes = images.image_sizes[:1]
+    assert model.head.pool(feature, images).tolist() == [[7, 0]]
+    with pytest.raises(ValueError, match="IMAGE_LABELER.POOLING is 'sum'"):
+        labeler("MODEL.IMAGE_LABELER.POOLING", "sum")
 
 
 def test_ignored_labels_do_not_move_the_labeler():

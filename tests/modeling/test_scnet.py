@@ -230,7 +230,7 @@ def test_the_box_of_a_label_is_in_original_coordinates():
     model = build_model(small_config()).eval()
     x = make_input([], [], (96, 128), height=192, width=384)
     with torch.no_grad():
-        (scored,) = model.score_boxes(model.preprocess_image([x]))
+        _, (scored,) = model.label_images(model.preprocess_image([x]))
         (output,) = model([x])
     best = scored.label_scores.argmax(dim=0)
     scale = torch.tensor([3.0, 2.0, 3.0, 2.0])
