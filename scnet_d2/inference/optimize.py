@@ -117,7 +117,9 @@ def _fold_timm(backbone: TimmBackbone) -> list[str]:
         outputs.append((conv, output))
 
     def note_input(norm, inputs):
-        pairs.update({norm: conv for conv, output in outputs if output is inputs[0]})
+        for conv, output in outputs:
+            if output is inputs[0]:
+                pairs[norm] = conv
 
     hooks = [m.register_forward_hook(note_output) for m in names if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(note_input) for m in norms]

@@ -58,7 +58,7 @@ def test_maximum_pooling_takes_the_largest_value_inside_the_image():
     images = model.preprocess_image(batch((64, 64), (64, 128)))
     images.image_sizes = images.image_sizes[:1]
     assert model.head.pool(feature, images).tolist() == [[7, 0]]
-    with pytest.raises(ValueError, match="IMAGE_LABELER.POOLING is 'sum'"):
+    with pytest.raises(ValueError, match=r"IMAGE_LABELER\.POOLING is 'sum'"):
         labeler("MODEL.IMAGE_LABELER.POOLING", "sum")
 
 

@@ -187,7 +187,9 @@ def create_timm(name: str) -> nn.Module:
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """The stages `MODEL.TIMM.OUT_FEATURES` of the network `MODEL.TIMM.NAME`."""
     if input_shape.channels != 3:
-        raise ConfigError(f"MODEL.TIMM: images of 3 channels are needed, not {input_shape.channels}")
+        raise ConfigError(
+            f"MODEL.TIMM: images of 3 channels are needed, not {input_shape.channels}"
+        )
     for message in pixel_contradictions(cfg):
         logger.warning(message)
     return TimmBackbone(

@@ -35,9 +35,7 @@ class ImageLabeler(DenseDetector):
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
-            "label_predictor": ImageLabelPredictor(
-                cfg, backbone.output_shape(), "IMAGE_LABELER"
-            ),
+            "label_predictor": ImageLabelPredictor(cfg, backbone.output_shape(), "IMAGE_LABELER"),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }

@@ -173,7 +173,9 @@ class SCNet(GeneralizedRCNN):
         image_logits = self.image_predictor(features, images).float()
         weight = torch.full_like(image_logits, self.image_predictor_weight)
         # of an image without boxes the whole alone; without a branch, which tracing would freeze
-        boxes = torch.stack([s.label_scores.new_ones(s.label_scores[:, :1].shape).sum() for s in scored])
+        boxes = torch.stack(
+            [s.label_scores.new_ones(s.label_scores[:, :1].shape).sum() for s in scored]
+        )
         weight = torch.where(boxes[:, None] > 0, weight, 1.0)
         return torch.lerp(scores.logit(eps=LOGIT_EPS), image_logits, weight).sigmoid()
 
