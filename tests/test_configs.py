@@ -23,7 +23,7 @@ SHIPPED = sorted(
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith(PARTS)
 )
-RECIPES = [name for name in SHIPPED if "R_18" not in name]
+RECIPES = [name for name in SHIPPED if "R_18" not in name and "Lite" not in name]
 PAPER = "COCO-MultiLabel/scnet_X_101_32x8d_FPN_paper"
 NARROW = (
     "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 16,
