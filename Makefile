@@ -28,11 +28,14 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=10 -rfEs
 
-# Tables and plots of docs/results.md from the stored results; and one cell of them run again.
+# Tables and plots of docs/results.md and docs/random_weights.md from the stored results; and one
+# cell of them run again.
 evidence: setup
+	$(PY) experiments/evidence.py --overwrite --results experiments/results/from_random_weights \
+		--images docs/images/results/from_random_weights
 	$(PY) experiments/evidence.py --overwrite
 
-PLAN ?= experiments/results/scenes.yaml
+PLAN ?= experiments/results/from_random_weights/scenes.yaml
 CELL ?= context_scenes-scnet-1
 evidence-cell: setup
 	$(PY) experiments/evidence.py --again $(PLAN) $(CELL)

@@ -32,10 +32,10 @@ from speed import (
 )
 from torch import nn
 
+from scnet_d2.config import has_fast_bfloat16
 from scnet_d2.inference.optimize import (
     compute_in,
     fold_batch_norm,
-    has_fast_bfloat16,
     optimize_for_inference,
     thread_roi_align,
 )

@@ -30,8 +30,8 @@ from speed import (
 )
 from torch import nn
 
+from scnet_d2.config import has_fast_bfloat16
 from scnet_d2.engine import Trainer
-from scnet_d2.inference.optimize import has_fast_bfloat16
 
 SAMPLED = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"
 SMALL_STEPS = ("SOLVER.BASE_LR", 1e-6)  # random weights diverge at the recipes' rate

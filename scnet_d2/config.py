@@ -122,7 +122,8 @@ def add_scnet_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Iterations whose batch is left out: the weights stay as they are. For a batch that is bad.
     cfg.SOLVER.SKIP_ITERATIONS = []
-    # Mixed precision in bfloat16 on a CPU that has it (SOLVER.AMP.ENABLED is for GPUs alone).
+    # Mixed precision in bfloat16 on a CPU that has it; programs switch it off on others.
+    # (SOLVER.AMP.ENABLED is for GPUs alone.)
     cfg.SOLVER.AMP.CPU = False
 
     # Number of checkpoints model_<iteration>.pth that are kept, the newest ones; 0 keeps all. The
@@ -173,7 +174,8 @@ def check_dataset_names(cfg: CN) -> None:
 def use_available_device(cfg: CN) -> None:
     """Set `MODEL.DEVICE` to the CPU, in place, where it asks for a GPU and there is none.
 
-    Mixed precision, which Detectron2 has on GPUs alone, is switched off with it.
+    Mixed precision is switched off where it would be slow: Detectron2's without a GPU, the
+    project's on a CPU without bfloat16.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no GPU found: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
@@ -181,6 +183,20 @@ def use_available_device(cfg: CN) -> None:
     if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning("MODEL.DEVICE is %s: SOLVER.AMP.ENABLED becomes False", cfg.MODEL.DEVICE)
         cfg.SOLVER.AMP.ENABLED = False
+    if cfg.SOLVER.AMP.CPU and not has_fast_bfloat16(torch.device("cpu")):
+        logger.warning(
+            "this CPU has no fast bfloat16, in which a step would take several times as long: "
+            "SOLVER.AMP.CPU becomes False"
+        )
+        cfg.SOLVER.AMP.CPU = False
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16 (a CPU: AVX512-BF16, AMX or Arm's)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 _PIXEL_KEYS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")

@@ -14,7 +14,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 from omegaconf import ListConfig
 
-from scnet_d2 import use_available_device
+from scnet_d2 import config, use_available_device
 from scnet_d2.engine import Trainer
 
 PARTS = ("Base-", "Backbone-")
@@ -101,10 +101,21 @@ def test_mixed_precision_is_switched_off_without_a_gpu(monkeypatch):
     assert not cfg.SOLVER.AMP.ENABLED
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_mixed_precision_of_a_cpu_is_switched_off_where_it_is_slow(monkeypatch, caplog, fast):
+    monkeypatch.setattr(config, "has_fast_bfloat16", lambda device: fast)
+    cfg = load_config("ContextScenes/scnet_R_18_FPN_160px.yaml", "SOLVER.AMP.CPU", True)
+    use_available_device(cfg)
+    assert fast == cfg.SOLVER.AMP.CPU
+    assert ("no fast bfloat16" in caplog.text) != fast
+
+
 def test_the_paper_backbone_is_that_of_detectron2s_zoo():
     ours = load_config(f"{PAPER}.yaml").MODEL
     zoo = get_config("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml").MODEL
     for part in ("RESNETS", "FPN", "ANCHOR_GENERATOR", "BACKBONE", "PIXEL_MEAN", "PIXEL_STD"):
+        if part == "FPN":  # which has a key of this project's too
+            ours[part].pop("STAGES")
         assert ours[part] == zoo[part]
     for key in ("PRE_NMS_TOPK_TRAIN", "PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TRAIN"):
         assert ours.RPN[key] == zoo.RPN[key]

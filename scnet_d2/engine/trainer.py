@@ -79,9 +79,7 @@ class Trainer(DefaultTrainer):
         """The model; with `SOLVER.AMP.CPU` it runs in bfloat16 where that is safe."""
         model = super().build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
-            model = model.to(
-                memory_format=torch.channels_last
-            )  # a sixth faster, docs/performance.md
+            model = model.to(memory_format=torch.channels_last)
             if cfg.SOLVER.AMP.CPU:
                 CPUAutocast(model)
         return model

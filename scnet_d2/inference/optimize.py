@@ -10,6 +10,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
+from ..config import has_fast_bfloat16
 from ..modeling import SCNet, TimmBackbone
 
 logger = logging.getLogger(__name__)
@@ -69,14 +70,6 @@ def optimize_for_inference(
         model.backbone.compile()
     model.register_load_state_dict_pre_hook(partial(_refuse_unfolded, folded=folded))
     return model
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16 (a CPU: AVX512-BF16, AMX or Arm's)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def fold_batch_norm(model: nn.Module) -> list[str]:
