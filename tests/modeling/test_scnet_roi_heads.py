@@ -183,3 +183,15 @@ def test_the_heads_are_copied_and_pickled():
 def test_given_boxes_come_back_as_they_are():
     instances = [Instances(SIZE, pred_boxes=Boxes(torch.zeros(1, 4)))]
     assert roi_heads().forward_with_given_boxes({}, instances) is instances
+
+
+def test_the_average_head_gives_each_box_the_mean_of_its_part_of_the_image():
+    cfg = small_config("MODEL.ROI_BOX_HEAD.NAME", "AveragePoolHead")
+    heads = build_model(cfg).roi_heads
+    assert heads.object_head.box_head.output_shape.channels == cfg.MODEL.FPN.OUT_CHANNELS
+    assert not list(heads.context_head.box_head.parameters())
+    features = {f: torch.zeros(1, 64, 32, 32) for f in cfg.MODEL.ROI_HEADS.IN_FEATURES}
+    features["p2"][0, :, :, 16:] = 4  # the right half; a box of 40 px is pooled from p2
+    boxes = [Boxes(torch.tensor([[80.0, 20, 120, 60], [10, 20, 50, 60]]))]
+    found = heads.context_head.box_features(features, boxes)
+    torch.testing.assert_close(found, torch.tensor([[4.0], [0]]).expand(2, 64))
