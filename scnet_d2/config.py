@@ -130,6 +130,9 @@ def add_scnet_config(cfg: CN) -> None:
     # final and the best one stay.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
 
+    # Of Detectron2's RandomSubsetTrainingSampler, whose config has it from v0.7 on alone.
+    if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+        cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1
     # Share of a data set's images that may be unreadable. They are counted; training leaves them
     # out, and in evaluation every label of theirs scores 0.
     cfg.DATALOADER.MAX_BAD_IMAGES = 0.01

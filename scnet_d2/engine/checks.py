@@ -63,6 +63,7 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """
     check_dataset_names(cfg)
     head, names = cfg.MODEL.ROI_HEADS.NUM_CLASSES, list(cfg.DATASETS.CLASS_NAMES)
+    source = "DATASETS.CLASS_NAMES"
     datasets = tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
     for dataset in datasets:
         found = class_names(dataset)
@@ -75,10 +76,12 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
         if names and names != found:
             i = next(i for i in range(head) if names[i] != found[i])
             raise ValueError(
-                f"class {i} is '{found[i]}' in data set {dataset} and '{names[i]}' in "
-                "DATASETS.CLASS_NAMES: scores would count for the wrong class; use a data set "
-                "with the same classes in the same order, or correct DATASETS.CLASS_NAMES"
+                f"class {i} is '{found[i]}' in data set {dataset} and '{names[i]}' in {source}: "
+                "scores would count for the wrong class; use data sets with the same classes in "
+                "the same order, or correct DATASETS.CLASS_NAMES"
             )
+        if not names:
+            names, source = found, f"data set {dataset}"
 
 
 def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:

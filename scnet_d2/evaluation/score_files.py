@@ -229,20 +229,18 @@ def _read_csv_rows(
 ) -> tuple[list[str], dict[str, list[float]]]:
     """Class names, and the values of each image by its id, as `read` takes them from a cell."""
     with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a BOM
-        separator = ";" if file.readline().startswith("image_id;") else ","
+        separator = ";" if file.readline().startswith(("image_id;", ";image_id;")) else ","
         file.seek(0)
         reader = csv.reader(file, delimiter=separator)
         header = next(reader, [])
+        index = header[:2] == ["", "image_id"]  # of rows, as pandas writes it
+        header = header[index:]
         if header[:1] != ["image_id"] or len(header) < 2:
-            index = header[1:2] == ["image_id"]
-            remedy = ": take its first column, an index, out" if index else ""
-            raise ScoreFileError(
-                f"{path}, line 1: must be image_id,<class>,..., got {header}{remedy}"
-            )
+            raise ScoreFileError(f"{path}, line 1: must be image_id,<class>,..., got {header}")
         if len(set(header)) < len(header):
             raise ScoreFileError(f"{path} has more than one column of a name: {header}")
         rows: dict[str, list[float]] = {}
-        for image_id, *values in filter(None, reader):
+        for image_id, *values in (row[index:] for row in reader if row):
             if len(values) != len(header) - 1 or image_id in rows:
                 raise ScoreFileError(
                     f"{path}, line {reader.line_num}: image {image_id} comes twice or has "

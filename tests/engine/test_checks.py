@@ -4,7 +4,7 @@ import logging
 
 import pytest
 from conftest import small_config
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from scnet_d2 import ConfigError
 from scnet_d2.data import DatasetError
@@ -111,6 +111,18 @@ def test_the_same_classes_in_another_order_are_an_error():
     names = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
     with pytest.raises(ValueError, match=f"class 0 is '{CLASSES[0]}' in data set context_scenes"):
         check_num_classes(small_config("DATASETS.CLASS_NAMES", names))
+
+
+def test_training_sets_of_other_classes_than_each_other_are_an_error():
+    for name, classes in (("checked_pets", ["cat", "dog"]), ("checked_dogs", ["dog", "cat"])):
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, list)
+            MetadataCatalog.get(name).thing_classes = classes
+    both = ("checked_pets", "checked_dogs")
+    cfg = small_config("MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.TRAIN", both)
+    message = "class 0 is 'dog' in data set checked_dogs and 'cat' in data set checked_pets"
+    with pytest.raises(ValueError, match=message):
+        check_num_classes(cfg)
 
 
 @pytest.mark.parametrize("names", [[], list(CLASSES)])
