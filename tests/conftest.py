@@ -32,6 +32,14 @@ needs_voc = _needs("VOC2012/ImageSets/Main/train.txt")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+# A backbone of few channels, which ResNet-18 cannot have: a 14th of its parameters.
+NARROW = (
+    "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
+    "MODEL.FPN.OUT_CHANNELS", 32,
+)  # fmt: skip
+
+
 def load_config(name: str, *opts, device: str = "cpu"):
     """The shipped config `name` with random weights and key overrides."""
     cfg = get_cfg()

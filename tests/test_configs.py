@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import CONFIGS, load_config, make_input
+from conftest import CONFIGS, NARROW, load_config, make_input
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
@@ -25,11 +25,6 @@ SHIPPED = sorted(
 )
 RECIPES = [name for name in SHIPPED if "R_18" not in name and "Lite" not in name]
 PAPER = "COCO-MultiLabel/scnet_X_101_32x8d_FPN_paper"
-NARROW = (
-    "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 16,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
-    "MODEL.FPN.OUT_CHANNELS", 32,
-)  # fmt: skip
 
 
 def test_there_are_the_configs_that_the_model_zoo_lists():

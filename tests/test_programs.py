@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import cv2
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import REPO, load_config
@@ -24,16 +26,22 @@ CONFIG = "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
 SMALL = ("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "DATALOADER.NUM_WORKERS", "0")
 
 
-def run(*command, root, check=True):
-    """A Python program of the repository in a process of its own."""
+def run(*command, root, status=0, popen=processes.Program) -> str:
+    """Output of a Python program of the repository in a process of its own.
+
+    The default of `popen` spares it the imports; each program also runs once without.
+    """
     environment = os.environ | {"DETECTRON2_DATASETS": str(root), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=REPO, env=environment, text=True, timeout=280,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stdout[-4000:]
-    return done
+    with tempfile.NamedTemporaryFile("w+") as output:
+        process = popen(
+            [sys.executable, *map(str, command)], cwd=REPO, env=environment, stdout=output,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        process.wait(280)
+        output.seek(0)
+        text = output.read()
+    assert process.returncode == status, text[-4000:]
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def own_data(root, *splits, prefix="own"):
         yield from (scenes / "annotations" / f"{split}.json", scenes / "images" / split)
 
 
-def run_train_net(root, output, *args):
+def run_train_net(root, output, *args, **options):
     splits = ("train", "val", "test")
     opts = ["OUTPUT_DIR", output, *SMALL, "SOLVER.IMS_PER_BATCH", 2]
     for key, split in zip(("TRAIN", "VAL", "TEST"), splits):
@@ -61,7 +69,7 @@ def run_train_net(root, output, *args):
     keys = [a for a in args if not str(a).startswith("--")]
     return run(
         "train_net.py", "--config-file", CONFIG, *own_data(root, *splits), *flags, *opts, *keys,
-        root=root,
+        root=root, **options,
     )  # fmt: skip
 
 
@@ -75,7 +83,7 @@ def trained(root, tmp_path_factory):
     """Folder and output of a training of four iterations on registered data."""
     output = tmp_path_factory.mktemp("run")
     keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
-    return output, run_train_net(root, output, *keys).stdout
+    return output, run_train_net(root, output, *keys, popen=subprocess.Popen)
 
 
 def test_training_on_registered_data_leaves_checkpoints_metrics_and_a_table(trained):
@@ -98,7 +106,7 @@ def test_evaluating_the_checkpoint_prints_the_same_numbers(trained, root):
         "train_net.py", "--eval-only", "--config-file", output / "config.yaml",
         *own_data(root, "test"), "MODEL.WEIGHTS", output / "model_final.pth", root=root,
     )  # fmt: skip
-    assert printed_metrics(again.stdout) == printed_metrics(text) != []
+    assert printed_metrics(again) == printed_metrics(text) != []
     assert (output / "config.yaml").read_bytes() == config  # how it was trained
 
 
@@ -107,7 +115,7 @@ def test_resume_goes_on_where_the_run_ended(trained, root):
     before = torch.load(output / "model_final.pth", weights_only=False)["iteration"]
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     keys = ("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 0)
-    text = run_train_net(root, output, "--resume", *keys).stdout
+    text = run_train_net(root, output, "--resume", *keys)
     assert before == 3
     assert "Starting training from iteration 4" in text
     assert torch.load(output / "model_final.pth", weights_only=False)["iteration"] == 5
@@ -144,9 +152,8 @@ def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
         "--output", tmp_path / "out", "--threshold", 0.0, "--opts",
         "MODEL.WEIGHTS", output / "model_final.pth",
     ]  # fmt: skip
-    done = run(*command, root=root, check=False)
-    assert done.returncode == 1, done.stdout
-    assert "1 of 3 images could not be read" in done.stdout
+    text = run(*command, root=root, status=1, popen=subprocess.Popen)
+    assert "1 of 3 images could not be read" in text
     lines = [json.loads(s) for s in (tmp_path / "out" / "labels.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == [str(f) for f in (*images, broken)]
     assert "error" in lines[2]
@@ -202,6 +209,6 @@ def test_real_photographs_train_evaluate_and_are_scored_as_detections(real_data_
         "MODEL.RPN.POST_NMS_TOPK_TEST", 10, "INPUT.MIN_SIZE_TEST", 96, "TEST.DETECTION_AP", True,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
         root=real_data_root,
-    ).stdout  # fmt: skip
+    )  # fmt: skip
     assert "Evaluation results for bbox" in text
     assert re.search(r"mAP +CP +CR +CF1 +OP +OR +OF1", text)

@@ -13,6 +13,7 @@ import box_budget
 import inference
 import numpy as np
 import optimized_scores
+import processes
 import pytest
 import speed
 import torch
@@ -111,7 +112,9 @@ def test_set_ups_take_turns_and_the_first_turn_is_not_counted(threads):
     assert [r.boxes for r in results] == [3, 5]
 
 
-def test_what_fails_in_a_process_is_told():
+def test_what_fails_in_a_process_is_told(monkeypatch):
+    context = processes.context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
     setup = Setup("no photograph", image="nowhere.jpg")
     with pytest.raises(RuntimeError, match=r"no photograph:[\s\S]*nowhere\.jpg is no image"):
         speed.measure([setup], inference.prepare, 1, tqdm(total=2))

@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-from conftest import REPO, small_config
+from conftest import NARROW, REPO, small_config
 from detectron2.engine import HookBase, create_ddp_model
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.defaults import default_setup
@@ -34,7 +35,7 @@ several_processes = pytest.mark.skipif(
 # drawn at random: every anchor and every proposal is used, and no statistics are those of a batch.
 # Crops make all images equally large, so that every batch is padded alike.
 DETERMINISTIC = (
-    "SEED", 5, "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10000,
+    *NARROW, "SEED", 5, "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10000,
     "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10000,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0, "INPUT.CROP.ENABLED", True,
     "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [96, 96],
@@ -77,10 +78,6 @@ def train_and_evaluate(scenes: Path, output: Path):
         torch.save((recorder.losses, metrics), output / "result.pt")
 
 
-def alone(_, *args):
-    train_and_evaluate(*args)
-
-
 # With four images in a batch, process 0 draws 0 and 2, 4 and 6, and so on, process 1 the odd ones.
 # Of eight images a share of 0.125 is one.
 TINY_RUNS = {
@@ -116,13 +113,18 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     generate(str(root), SceneConfig(sizes=(12, 1, 7)))
     scenes, one, two = (root / "context_scenes", *map(tmp_path_factory.mktemp, ("one", "two")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        single = torch.multiprocessing.spawn(alone, (scenes, one), join=False)
-        detectron2_launch(two_processes, 2, dist_url="auto", args=(scenes, two))
-        single.join()
+    single = processes.start(train_and_evaluate, scenes, one)
+    launch_two(two_processes, scenes, two)
+    single.join()
+    assert single.exitcode == 0
     return scenes, one, two
+
+
+def launch_two(function, *args):
+    """Detectron2's launch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.multiprocessing, "spawn", processes.spawn)
+        detectron2_launch(function, 2, dist_url="auto", args=args)
 
 
 def free_port() -> int:
@@ -131,17 +133,19 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(*command, **variables) -> subprocess.Popen:
-    fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    environment = os.environ | fixed | variables
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=REPO, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+def start(output, *command, popen, **variables):
+    """A Python program whose output goes to a file of this name."""
+    fixed = processes.CPU | {"PYTHONWARNINGS": "ignore"}
+    with open(output, "w") as file:
+        return popen(
+            [sys.executable, *map(str, command)], cwd=REPO, env=os.environ | fixed | variables,
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
-def output_of(process: subprocess.Popen) -> str:
-    text, _ = process.communicate(timeout=200)
+def output_of(process, output) -> str:
+    process.wait(200)
+    text = output.read_text()
     assert process.returncode == 0, text[-4000:]
     return text
 
@@ -207,7 +211,8 @@ def test_bad_images_are_counted_over_the_processes_which_stop_together(runs):
 def test_processes_of_torchrun_give_the_weights_and_metrics_of_one(runs, tmp_path):
     scenes, one, _ = runs
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    text = output_of(start(*torchrun, *train_net(scenes, one, "OUTPUT_DIR", tmp_path)))
+    log, command = tmp_path / "log", train_net(scenes, one, "OUTPUT_DIR", tmp_path)
+    text = output_of(start(log, *torchrun, *command, popen=subprocess.Popen), log)
     assert "Rank of current process: 0. World size: 2" in text
     assert_same_weights(one, tmp_path)
     _, metrics = torch.load(one / "result.pt", weights_only=False)
@@ -219,9 +224,15 @@ def test_processes_of_slurm_give_the_metrics_of_one(runs, tmp_path):
     scenes, one, _ = runs
     opts = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", one / "model_final.pth")
     command = train_net(scenes, one, "--eval-only", *opts)
-    step = slurm(MASTER_PORT=str(free_port()), SLURM_STEP_NODELIST="localhost")
-    processes = [start(*command, **step | {"SLURM_PROCID": i, "SLURM_LOCALID": i}) for i in "01"]
-    text, _ = map(output_of, processes)
+    port, logs = str(free_port()), [tmp_path / f"log{i}" for i in "01"]
+    steps = [
+        slurm(MASTER_PORT=port, SLURM_STEP_NODELIST="localhost", SLURM_PROCID=i, SLURM_LOCALID=i)
+        for i in "01"
+    ]
+    started = [
+        start(log, *command, popen=processes.Program, **step) for log, step in zip(logs, steps)
+    ]
+    text, _ = map(output_of, started, logs)
     assert "Rank of current process: 0. World size: 2" in text
     _, metrics = torch.load(one / "result.pt", weights_only=False)
     assert printed_metrics(text)[0] == pytest.approx(metrics["mAP"], abs=1e-4)
@@ -265,26 +276,17 @@ def join_and_lose_one(rank, port, *args):
 
 
 @several_processes
-def test_a_process_that_loses_the_other_says_so_within_a_minute_and_the_run_resumes(
-    runs, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_process_that_loses_the_other_says_so_within_a_minute_and_the_run_resumes(runs, tmp_path):
     scenes, one, _ = runs
-    context, port = torch.multiprocessing.get_context("spawn"), free_port()
-    processes = [
-        context.Process(target=join_and_lose_one, args=(rank, port, scenes, tmp_path))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    processes[1].join(200)
-    assert processes[1].exitcode == -signal.SIGKILL
-    processes[0].join(60)
-    assert processes[0].exitcode == 1
+    port = free_port()
+    started = [processes.start(join_and_lose_one, i, port, scenes, tmp_path) for i in (0, 1)]
+    started[1].join(200)
+    assert started[1].exitcode == -signal.SIGKILL
+    started[0].join(60)
+    assert started[0].exitcode == 1
     text = (tmp_path / "error0").read_text()
     assert re.match(r"TrainingError: iteration 2: process 0 has lost another process", text)
-    detectron2_launch(train_and_lose_one, 2, dist_url="auto", args=(scenes, tmp_path, 2))
+    launch_two(train_and_lose_one, scenes, tmp_path, 2)
     assert_same_weights(one, tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -10,9 +9,10 @@ import signal
 from functools import partial
 
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import small_config
+from conftest import NARROW, small_config
 from detectron2.data import DatasetCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.engine.defaults import default_setup
@@ -51,7 +51,7 @@ def build(scenes, output, *opts, resume=False) -> Trainer:
     for split in ("train", "val"):
         annotations = scenes / "annotations" / f"{split}.json"
         register_coco_multilabel(f"resume_{split}", annotations, scenes / "images" / split)
-    cfg = small_config(*OPTS, "OUTPUT_DIR", str(output), *opts)
+    cfg = small_config(*NARROW, *OPTS, "OUTPUT_DIR", str(output), *opts)
     default_setup(cfg, None)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
@@ -101,17 +101,13 @@ KILLS = {
 @pytest.fixture(scope="module")
 def runs(scenes, tmp_path_factory):
     """Folders of an uninterrupted run and of killed ones."""
-    context = multiprocessing.get_context("spawn")
     folders = {name: tmp_path_factory.mktemp(name) for name in KILLS}
-    processes = [
-        context.Process(target=target, args=(scenes, folders[name]))
-        for name, (target, _) in KILLS.items()
+    started = [
+        processes.start(target, scenes, folders[name]) for name, (target, _) in KILLS.items()
     ]
-    for process in processes:
-        process.start()
     whole = tmp_path_factory.mktemp("whole")
     build(scenes, whole).train()
-    for process in processes:
+    for process in started:
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
     return folders | {"whole": whole}

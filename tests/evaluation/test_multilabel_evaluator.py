@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -281,7 +282,7 @@ def _evaluate_share(rank, folder):
 
 def test_two_processes_give_what_one_gives(dataset, tmp_path):
     expected = evaluate(dataset())
-    torch.multiprocessing.spawn(_evaluate_share, args=(str(tmp_path),), nprocs=2)
+    processes.spawn(_evaluate_share, args=(str(tmp_path),), nprocs=2)
     assert json.loads((tmp_path / "results0.json").read_text()) == expected
     assert json.loads((tmp_path / "results1.json").read_text()) is None
     scores = np.load(tmp_path / "multilabel_scores.npz")["scores"]

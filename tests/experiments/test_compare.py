@@ -2,11 +2,14 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import compare
 import evidence
 import numpy as np
+import processes
 import pytest
 import yaml
 from conftest import REPO, load_config
@@ -110,6 +113,10 @@ def test_plan_without_a_key_is_refused(tmp_path):
         compare.read_plan(path)
 
 
+# The programs of cells without the time that their imports take.
+FORKED = SimpleNamespace(**vars(subprocess) | {"Popen": processes.Program})
+
+
 def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     """One real cell; a folder that a killed run left behind is not taken for a result."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -125,6 +132,7 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     bounds = json.loads((tmp_path / "plan" / "own-bounds.json").read_text())
     assert bounds["context-blind detector"]["mAP"] > bounds["class prevalence"]["mAP"]
 
+    monkeypatch.setattr(compare, "subprocess", FORKED)
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(PLAN | {"trained": "plan/own"}))
     compare.main([str(again), "--work", str(work), "--only", "own-a-1"])
@@ -136,7 +144,8 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     compare.main([str(plan), "--work", str(work), "--only", "own-a-1"])
 
 
-def test_a_cell_that_fails_is_named_and_leaves_no_result(tmp_path):
+def test_a_cell_that_fails_is_named_and_leaves_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "subprocess", FORKED)
     plan = write_plan(tmp_path, trained="plan/own")  # there is no such model
     message = r"1 of 1 cells failed(.|\n)*own-b-1(.|\n)*own-b-1/model_final\.pth"
     with pytest.raises(SystemExit, match=message):

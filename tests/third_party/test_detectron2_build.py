@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import REPO
@@ -286,7 +287,7 @@ def report_from_cpu_process(directory: str) -> None:
 
 
 def test_two_cpu_processes_average_their_gradients(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", processes.spawn)
     launch(report_from_cpu_process, 2, dist_url="auto", args=(str(tmp_path),))
     for rank in range(2):
         seen = json.loads((tmp_path / f"{rank}.json").read_text())
