@@ -96,6 +96,19 @@ def assert_contract(outputs, inputs, num_classes):
             assert (boxes.tensor[:, 3] <= x["height"]).all()
 
 
+# Files in the order of how long they take. A worker takes one whole: the last should be short.
+LONGEST = (
+    "test_context_scenes", "test_export", "test_programs", "test_tagging", "test_resume",
+    "test_distributed", "test_scnet", "test_checkpoint", "test_compare", "test_faults",
+    "test_data_scale", "test_optimize", "test_detectron2_build", "test_app",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

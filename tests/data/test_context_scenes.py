@@ -32,7 +32,7 @@ TINY = SceneConfig(seed=7, sizes=(5, 2, 1))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return generate(str(tmp_path_factory.mktemp("root")), SceneConfig(sizes=(800, 200, 400)))
+    return generate(str(tmp_path_factory.mktemp("root")), SceneConfig(sizes=(500, 200, 400)))
 
 
 @pytest.fixture(scope="module")

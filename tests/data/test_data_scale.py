@@ -71,7 +71,9 @@ def test_a_tenth_of_a_json_such_as_val2014_loads_in_2_seconds_and_60_megabytes(t
     assert grown < 60
 
 
-def test_a_fifth_of_the_xml_files_of_voc_2007_loads_in_a_second_and_again_in_half_the_time(tmp_path):
+def test_a_fifth_of_voc_2007_loads_in_a_second_and_again_in_half_the_time(
+    tmp_path,
+):
     rng = random.Random(0)
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (tmp_path / folder).mkdir(parents=True)

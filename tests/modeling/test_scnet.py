@@ -313,7 +313,7 @@ def test_full_size_resnext_trains_a_step_predicts_and_is_scored_by_coco_evaluato
     cfg = load_config(
         "COCO-MultiLabel/scnet_X_101_32x8d_FPN_paper.yaml", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0
     )
-    inputs = [make_input([[40, 40, 200, 200]], [17], (320, 320), height=320, width=320, image_id=1)]
+    inputs = [make_input([[20, 20, 100, 100]], [17], (160, 160), height=160, width=160, image_id=1)]
     model = build_model(cfg).train()
     with EventStorage():
         losses = model(inputs)
@@ -333,9 +333,9 @@ def test_full_size_resnext_trains_a_step_predicts_and_is_scored_by_coco_evaluato
 
 def wrong_and_exact_detection() -> Instances:
     """A box beside the one object with the highest score, and the object itself with the next."""
-    instances = Instances((320, 320))
-    instances.pred_boxes = Boxes(torch.tensor([[240.0, 240, 300, 300], [40, 40, 200, 200]]))
-    instances.context_boxes = Boxes(torch.tensor([[200.0, 200, 320, 320], [0, 0, 280, 280]]))
+    instances = Instances((160, 160))
+    instances.pred_boxes = Boxes(torch.tensor([[120.0, 120, 150, 150], [20, 20, 100, 100]]))
+    instances.context_boxes = Boxes(torch.tensor([[100.0, 100, 160, 160], [0, 0, 140, 140]]))
     instances.scores, instances.pred_classes = torch.tensor([0.9, 0.6]), torch.tensor([17, 17])
     instances.label_scores = torch.zeros(2, 80)
     return instances
@@ -344,8 +344,8 @@ def wrong_and_exact_detection() -> Instances:
 def coco_ap(folder, inputs, outputs) -> float:
     """Box AP of outputs on a data set of the one image, from Detectron2's COCOEvaluator."""
     name = f"one_image_{folder}"
-    annotation = {"bbox": [40, 40, 200, 200], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 17}
-    record = {"file_name": "made.png", "image_id": 1, "height": 320, "width": 320}
+    annotation = {"bbox": [20, 20, 100, 100], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 17}
+    record = {"file_name": "made.png", "image_id": 1, "height": 160, "width": 160}
     DatasetCatalog.register(name, lambda: [record | {"annotations": [annotation]}])
     classes = MetadataCatalog.get("coco_2017_val_multilabel").thing_classes
     MetadataCatalog.get(name).set(thing_classes=classes)

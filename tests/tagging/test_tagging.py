@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import small_config
@@ -330,21 +331,18 @@ def stop_in_the_second_chunk(stop: int) -> None:
     tag_output.TagOutput.append = stopped
 
 
-KILLED = """if True:
-    from test_tagging import main, stop_in_the_second_chunk
-    stop_in_the_second_chunk(9)
-    main()"""
+def run_and_be_killed(arguments):
+    stop_in_the_second_chunk(signal.SIGKILL)
+    main(arguments)
 
 
 def test_a_killed_run_goes_on_to_the_same_file(tag, whole, photos, weights, tmp_path, capsys):
     output = tmp_path / "labels.jsonl"
     options = ["--threshold", 0, "--top-k", 3, "--batch-size", BATCH, "--workers", 2]
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, "--weights", weights, *options]
-    done = subprocess.run(
-        [*map(str, command), "--output", output, photos], timeout=200, check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
+    arguments = ["--weights", weights, *options, "--output", output, photos]
+    process = processes.start(run_and_be_killed, [str(a) for a in arguments])
+    process.join(200)
+    assert process.exitcode == -signal.SIGKILL
     assert output.read_bytes().count(b"\n") == 8 * BATCH
     assert output.read_bytes().endswith(b'\n{"file": "')
     assert tag(photos, output=output, workers=1) == 0

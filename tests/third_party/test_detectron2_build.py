@@ -148,7 +148,10 @@ def test_sdist_cannot_be_built():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel as pip builds it from the configured index (a few seconds)."""
+    """The wheel as pip builds it from the configured index.
+
+    With the packages here; `make setup` had pip install those that the build needs.
+    """
     directory = tmp_path_factory.mktemp("wheel")
     try:
         build_backend.get_sdist(directory)
@@ -156,8 +159,8 @@ def wheel(tmp_path_factory):
         if "cannot download" in str(error):
             pytest.skip(str(error))
         raise
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", directory, PACKAGE]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
+    subprocess.run([*command, "-w", directory, PACKAGE], check=True)
     with zipfile.ZipFile(directory / "detectron2-0.6-py3-none-any.whl") as archive:
         yield archive
 
