@@ -176,10 +176,13 @@ def by_object_size(comparison: Comparison, sizes: Path) -> str:
     return tabulate(rows, ["largest object of a label", *comparison.methods], disable_numparse=True)
 
 
-def write_object_sizes(dataset: str, path: Path) -> None:
-    """Store (N, C) the share of the image that the largest object of each label takes."""
-    names = MetadataCatalog.get(dataset).thing_classes
-    dicts = DatasetCatalog.get(dataset)
+def write_object_sizes(datasets: list[str], path: Path) -> None:
+    """Store (N, C) the share of the image that the largest object of each label takes.
+
+    The images of the data sets in the order of their names, as compare.py puts scores together.
+    """
+    names = MetadataCatalog.get(datasets[0]).thing_classes
+    dicts = [d for dataset in sorted(datasets) for d in DatasetCatalog.get(dataset)]
     share = np.zeros((len(dicts), len(names)), np.float16)
     for row, d in zip(share, dicts):
         for a in d["annotations"]:
@@ -329,7 +332,7 @@ def run_again(plan: Plan, cell: Cell, work: Path) -> bool:
 def outputs(args: argparse.Namespace) -> Iterator[Path]:
     """The files that a command writes."""
     if args.object_sizes:
-        yield args.results / f"{args.object_sizes}-sizes.npz"
+        yield args.results / f"{'+'.join(sorted(args.object_sizes))}-sizes.npz"
         return
     yield args.results / "evidence.json"
     for pattern in ("*.yaml", "fusion*.json", "occlusion*.json"):
@@ -344,7 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
     parser.add_argument("--overwrite", action="store_true", help="plots and values that are there")
-    parser.add_argument("--object-sizes", metavar="DATASET", help="store them, and end")
+    parser.add_argument("--object-sizes", metavar="DATASET", nargs="+", help="store them, and end")
     parser.add_argument(
         "--again", nargs=2, metavar=("PLAN", "CELL"), help="run a cell again, compare, and end"
     )
