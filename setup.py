@@ -43,6 +43,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "fvcore",
             "pycocotools>=2.0.6",
             opencv(),
+            "safetensors",
             "jinja2>=3.1",
             "numpy>=1.24",
             "timm>=1.0.20",
@@ -57,7 +58,6 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "fuzz": ["atheris"],
             "pretrained": LITE_WEIGHTS,
             "ray": ["ray[data]"],
-            "safetensors": ["safetensors"],
             "test": [
                 *LITE_WEIGHTS,
                 "efficientnet-lite-pytorch",  # the network that these weights are compared in
@@ -71,7 +71,6 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
                 "scikit-learn",
                 "pypi-simple",
                 "ray[data]",
-                "safetensors",
                 "scipy",
                 "selenium>=4.11",
             ],

@@ -21,7 +21,7 @@ from scnet_d2.app.label_page import (
     page_html,
 )
 from scnet_d2.data import ImageError, read_image
-from scnet_d2.inference import SCNetPredictor, load_run
+from scnet_d2.inference import SCNetPredictor, add_model_options, load_run
 from scnet_d2.report.templates import jpeg_url
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
@@ -238,10 +238,10 @@ def load_examples(folder: str) -> dict[str, str]:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
-    cfg = load_run(args.config_file, opts=args.opts)
+    cfg = load_run(args.model, opts=args.opts)
     if cfg.MODEL.META_ARCHITECTURE != "SCNet":
         raise ValueError(
-            f"{args.config_file}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; the "
+            f"{args.model}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; the "
             "page shows the boxes of SCNet"
         )
     return cfg
@@ -272,7 +272,7 @@ def main(args) -> gr.Blocks:
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_model_options(parser)
     parser.add_argument("--examples", metavar="FOLDER", help="images to pick from on the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")

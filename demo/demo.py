@@ -18,6 +18,7 @@ from scnet_d2.data import ImageError, read_image
 from scnet_d2.evaluation import predicted
 from scnet_d2.inference import (
     SCNetPredictor,
+    add_model_options,
     describe_labels,
     draw_labels,
     load_run,
@@ -31,7 +32,7 @@ LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
 def setup(args) -> CfgNode:
     """The config, and the key overrides."""
-    return load_run(args.config_file, opts=args.opts)
+    return load_run(args.model, opts=args.opts)
 
 
 def main(args) -> int:
@@ -110,7 +111,7 @@ def make_record(file: str, image, labels: list[dict], thresholds: dict[str, floa
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_model_options(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILES", help="files, folders, globs"
     )

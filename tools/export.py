@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from scnet_d2.data import read_image
 from scnet_d2.data.context_scenes import SceneConfig, render_scene
-from scnet_d2.inference import SCNetPredictor, load_run
+from scnet_d2.inference import SCNetPredictor, add_model_options, load_run
 from scnet_d2.inference import export as formats
 from scnet_d2.inference.export import Difference, output_difference, pytorch_run
 from scnet_d2.outputs import whole_file
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides; the model is on the CPU."""
-    return load_run(args.config_file, opts=[*args.opts, "MODEL.DEVICE", "cpu"])
+    return load_run(args.model, opts=[*args.opts, "MODEL.DEVICE", "cpu"])
 
 
 def check(predictor: SCNetPredictor, args, file: Path) -> Iterator[tuple[str, str, Difference]]:
@@ -125,7 +125,7 @@ def require_equal(rows: list[tuple[str, str, Difference]], tolerance: float) -> 
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_model_options(parser)
     parser.add_argument("--format", required=True, choices=list(EXPORT))
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--overwrite", action="store_true")

@@ -2,6 +2,7 @@
 
 from .checkpointer import SCNetCheckpointer
 from .files import (
+    METADATA_KEY,
     BrokenCheckpointError,
     CheckpointError,
     UnsafeCheckpointError,
@@ -11,6 +12,7 @@ from .files import (
 from .load_report import LoadReport
 
 __all__ = [
+    "METADATA_KEY",
     "BrokenCheckpointError",
     "CheckpointError",
     "LoadReport",

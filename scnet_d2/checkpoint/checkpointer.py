@@ -11,8 +11,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import _strip_prefix_if_present
 
-from .classes import CLASS_NAMES, check_trained_classes, trained_class_names
+from .classes import check_trained_classes, trained_class_names
 from .files import (
+    CLASS_NAMES,
     BrokenCheckpointError,
     CheckpointError,
     read_checkpoint,

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import read_run_config
-from .files import CheckpointError
-
-CLASS_NAMES = "class_names"  # key of a checkpoint
+from .files import CLASS_NAMES, CheckpointError
 
 
 def trained_class_names(checkpoint: dict[str, Any], file: str) -> list[str]:

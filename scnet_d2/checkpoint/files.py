@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, read without running what they contain."""
 
+import json
 import os
 import pickle
 import re
@@ -9,9 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from ..outputs import PARTIAL, replacing
 
+CLASS_NAMES = "class_names"  # key of a checkpoint
+METADATA_KEY = "scnet_d2"  # of the JSON in the metadata of safetensors and ONNX
 # What a run writes to its folder, while it is being written.
 _PARTIAL_OF_A_RUN = re.compile(
     rf"(.+\.pth|last_checkpoint|metrics\.json|config\.yaml)(\.\d+)?{re.escape(PARTIAL)}"
@@ -38,19 +43,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Returns:
         `model`, name → array or tensor; `matching_heuristics` True where the names are suffixes of
-        the model's; `__author__` in `.pkl` files; what else a trainer saved.
+        the model's; `__author__` in `.pkl` files; `class_names` where the file tells them; what
+        else a trainer saved.
 
     Raises:
         UnsafeCheckpointError: naming the global that is not allowed.
         BrokenCheckpointError: if the file is truncated or no checkpoint.
         CheckpointError: if it holds no tensors.
-        ImportError: for `.safetensors` without that package.
     """
     readers = {".pkl": _read_pkl, ".pyth": _read_pycls, ".safetensors": _read_safetensors}
     read = readers.get(os.path.splitext(path)[1], _read_pth)
     try:
         checkpoint = read(path)
-    except (CheckpointError, ImportError, MemoryError, OSError):
+    except (CheckpointError, MemoryError, OSError):
         raise
     except Exception as error:  # unpicklers raise nearly anything on damaged files
         first_line = str(error).split("\n")[0]
@@ -202,13 +207,9 @@ def _read_pycls(path: str) -> dict[str, Any]:
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    try:
-        from safetensors.torch import load_file  # noqa: PLC0415 (an optional package)
-    except ImportError as error:
-        raise ImportError(
-            f"{path} needs the package safetensors: pip install 'scnet_d2[safetensors]'"
-        ) from error
-    return {"model": load_file(path)}
+    with safe_open(path, "pt") as file:
+        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    return {"model": load_file(path), CLASS_NAMES: metadata.get(CLASS_NAMES)}
 
 
 def _read_pth(path: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from .optimize import optimize_for_inference
 from .predictor import SCNetPredictor, describe_labels, rounded_scores
-from .run import load_run
+from .run import add_model_options, load_run
 from .visualizer import draw_labels
 
 __all__ = [
     "SCNetPredictor",
+    "add_model_options",
     "describe_labels",
     "draw_labels",
     "load_run",

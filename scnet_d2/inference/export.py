@@ -11,21 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.export import TracingAdapter
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import build_model
+from safetensors import safe_open
+from safetensors.torch import save
 
 from .. import __version__
-from ..checkpoint import SCNetCheckpointer
+from ..checkpoint import METADATA_KEY, SCNetCheckpointer
 from ..config import add_scnet_config
 from ..modeling import SCNet
 from ..modeling.roi_heads.context_boxes import best_boxes
 from ..outputs import replacing, whole_file
 from .predictor import SCNetPredictor
+from .run import prediction_config
 
 INPUT_NAME = "image"
-METADATA_KEY = "scnet_d2"  # of the ONNX and safetensors metadata
 METADATA_FILE = "scnet_d2.json"  # in a TorchScript archive
 ONNX_OPSET = 17  # RoiAlign is Detectron2's from 16 on
 PAIRED_PX = 1.0  # two boxes are the same one if no coordinate differs by more
@@ -122,7 +125,7 @@ def export_onnx(predictor: SCNetPredictor, file: str | PathLike) -> None:
         ImportError: without onnx.
         TypeError: if the model is no SCNet.
     """
-    onnx = _require("onnx", "export")
+    onnx = _require("onnx")
     adapter = _traceable(predictor.model)
     with whole_file(file, keep_suffix=True) as partial, _tracing():
         torch.onnx.export(
@@ -147,18 +150,26 @@ def export_safetensors(predictor: SCNetPredictor, file: str | PathLike) -> None:
     """Save the weights, with the metadata under `METADATA_KEY` and the config under `config`.
 
     Raises:
-        ImportError: without safetensors.
         TypeError: if the model is no SCNet.
     """
-    safetensors = _require("safetensors.torch", "safetensors")
     _check_is_scnet(predictor.model)
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""  # they are in the file
-    metadata = {METADATA_KEY: json.dumps(export_metadata(predictor)), "config": cfg.dump()}
-    tensors = {k: v.contiguous() for k, v in predictor.model.state_dict().items()}
+    write_safetensors(predictor, file)
+
+
+def write_safetensors(predictor: SCNetPredictor, file: str | PathLike, *, half=False) -> None:
+    """As `export_safetensors`, of any model; with `half` in float16 what fits into it."""
+    config = yaml.safe_dump(prediction_config(predictor.cfg))
+    metadata = {METADATA_KEY: json.dumps(export_metadata(predictor)), "config": config}
+    state = predictor.model.state_dict()
+    tensors = {k: (_half(v) if half else v).contiguous() for k, v in state.items()}
     with replacing(file) as output:
-        output.write(safetensors.save(tensors, metadata))
+        output.write(save(tensors, metadata))
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    half = tensor.half()
+    fits = tensor.is_floating_point() and torch.equal(half.isfinite(), tensor.isfinite())
+    return half if fits else tensor
 
 
 def load_torchscript(file: str | PathLike) -> tuple[Run, dict]:
@@ -179,7 +190,7 @@ def load_onnx(file: str | PathLike) -> tuple[Run, dict]:
     Raises:
         ImportError: without onnxruntime.
     """
-    onnxruntime = _require("onnxruntime", "export")
+    onnxruntime = _require("onnxruntime")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(image: np.ndarray) -> Outputs:
@@ -189,13 +200,8 @@ def load_onnx(file: str | PathLike) -> tuple[Run, dict]:
 
 
 def load_safetensors(file: str | PathLike) -> tuple[Run, dict]:
-    """The model of a file of `export_safetensors`, built from the file alone, on the CPU.
-
-    Raises:
-        ImportError: without safetensors.
-    """
-    safetensors = _require("safetensors", "safetensors")
-    with safetensors.safe_open(str(file), "pt") as f:
+    """The model of a file of `export_safetensors`, built from the file alone, on the CPU."""
+    with safe_open(str(file), "pt") as f:
         metadata = f.metadata()
     cfg = get_cfg()
     add_scnet_config(cfg)
@@ -277,9 +283,8 @@ def _tracing() -> Iterator[None]:
         yield
 
 
-def _require(package: str, extra: str):
+def _require(package: str):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        name = package.split(".", maxsplit=1)[0]
-        raise ImportError(f"{name} is not installed: pip install 'scnet_d2[{extra}]'") from error
+        raise ImportError(f"{package} is not installed: pip install 'scnet_d2[export]'") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
@@ -15,13 +15,12 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from ..checkpoint import SCNetCheckpointer
-from ..config import check_dataset_names
-from ..data.errors import check_class_names
 from ..data.images import MAX_ASPECT_RATIO
 from ..evaluation.label_boxes import label_boxes
 from ..evaluation.metrics import predicted
 from ..evaluation.multilabel_evaluator import image_scores
 from ..evaluation.thresholds import label_thresholds
+from .run import class_names, load_run
 
 
 class ImageMapper:
@@ -107,6 +106,25 @@ class SCNetPredictor(DefaultPredictor):
         self.mapper = ImageMapper(cfg)
         self.aug, self.input_format = self.mapper.aug, self.mapper.input_format
 
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike, device: str | None = None, opts: Sequence[Any] = ()
+    ) -> "SCNetPredictor":
+        """A predictor of a trained model.
+
+        Args:
+            source: name of a model that comes with the package (:mod:`scnet_d2.model_zoo`), folder
+                of a model or of a run, or user/name on the Hugging Face hub.
+            device: "cpu" or "cuda"; by default the GPU where there is one.
+            opts: KEY, VALUE, KEY, VALUE, ...
+
+        Raises:
+            ConfigError: if there is no such model; names what is taken.
+            CheckpointError: if its weights are damaged or do not fit.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(load_run(source, opts=["MODEL.DEVICE", device, *opts]))
+
     @cached_property
     def thresholds(self) -> np.ndarray:
         """(C,) score from which on a label is predicted, by the config's `TEST` keys."""
@@ -149,25 +167,6 @@ def _no_array(image: Any) -> str:
     if isinstance(image, Image.Image):
         return "a PIL image: convert it with np.asarray(image.convert('RGB'))[:, :, ::-1]"
     return f"{type(image).__name__}: convert it to a NumPy array"
-
-
-def class_names(cfg: CfgNode) -> list[str]:
-    """C names of the labels, from `DATASETS.CLASS_NAMES` or the test data set.
-
-    Raises:
-        ValueError: if their number is not the number of classes.
-    """
-    check_dataset_names(cfg)
-    names = list(cfg.DATASETS.CLASS_NAMES)
-    if not names and cfg.DATASETS.TEST:
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") or []
-    if len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
-            f"{len(names)} class names for {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes: use the "
-            "config.yaml of the training run, or set DATASETS.CLASS_NAMES"
-        )
-    check_class_names(names, "DATASETS.CLASS_NAMES")
-    return names
 
 
 def describe_labels(

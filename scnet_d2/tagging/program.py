@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..evaluation import label_thresholds
 from ..inference import load_run
-from ..inference.predictor import class_names
+from ..inference.run import MODEL_HELP, class_names
 from .inputs import IMAGE_SUFFIXES, ImageFinder, InputList, read_list
 from .local_engine import MAX_PIXELS, TagOptions, tag_locally
 from .output import FORMATS, TagOutput
@@ -139,11 +139,13 @@ def run(args: argparse.Namespace) -> int:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the model."""
-    if not (args.config_file or args.weights):
-        raise ValueError("give --weights, and --config-file unless its config.yaml is beside it")
-    config_file = args.config_file or Path(args.weights).parent / "config.yaml"
+    if not (args.model or args.weights):
+        raise ValueError(
+            "give --model; or --weights, and --config-file unless its config.yaml is beside it"
+        )
+    source = args.model or Path(args.weights).parent / "config.yaml"
     local = args.engine == "local"  # the machines of a cluster may have what this one lacks
-    return load_run(config_file, args.weights, args.opts, device_of_this_machine=local)
+    return load_run(source, args.weights, args.opts, device_of_this_machine=local)
 
 
 def tag_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> TagOptions:
@@ -290,8 +292,13 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="file, folder, pattern, or - for a list")
     add("--output", required=True, metavar="OUT")
-    add("--weights", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS of the config")
-    add("--config-file", metavar="FILE", help="default: the config.yaml beside --weights")
+    add("--weights", metavar="FILE", help="checkpoint; default: that of --model or --config-file")
+    model = parser.add_mutually_exclusive_group().add_argument
+    model("--model", metavar="MODEL", help=MODEL_HELP)
+    model(
+        "--config-file", dest="model", metavar="FILE",
+        help="default: the config.yaml beside --weights",
+    )  # fmt: skip
     add("--format", choices=FORMATS.values(), help="default: by OUT's ending (.jsonl .csv .json)")
     add("--threshold", type=_number(float, 0, 1), help="least score; default: the config's")
     add("--top-k", type=_number(int, 1), metavar="K", help="most labels of an image; default: all")

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import struct
-import sys
 
 import convert_torchvision
 import numpy as np
@@ -16,9 +15,11 @@ from conftest import load_config, make_input, small_config
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.modeling import build_backbone, build_model
+from safetensors.torch import save_file
 from torch import nn
 
 from scnet_d2.checkpoint import (
+    METADATA_KEY,
     CheckpointError,
     SCNetCheckpointer,
     UnsafeCheckpointError,
@@ -384,7 +385,7 @@ def test_truncated_file_is_named(tmp_path, suffix, share):
 
 def save_as(path, state):
     if path.suffix == ".safetensors":
-        pytest.importorskip("safetensors.torch").save_file(state, path)
+        save_file(state, path)
     elif path.suffix == ".pth":
         torch.save(state, path)
     else:
@@ -398,18 +399,19 @@ def test_safetensors_load(tmp_path):
     assert_same(model.state_dict(), source.state_dict())
 
 
+def test_safetensors_tell_the_names_of_their_classes(tmp_path):
+    metadata = {METADATA_KEY: '{"class_names": ["a", "b"]}', "config": "anything"}
+    for name, given, expected in (("with", metadata, ["a", "b"]), ("without", None, None)):
+        save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors", given)
+        found = read_checkpoint(str(tmp_path / f"{name}.safetensors"))["class_names"]
+        assert found == expected
+
+
 def test_names_of_a_backbone_alone_are_matched_on_request(tmp_path):
     source, model = randomize(scnet()), scnet()
     save_as(tmp_path / "b.safetensors", source.backbone.bottom_up.state_dict())
     load(model, f"{tmp_path / 'b.safetensors'}?matching_heuristics=True")
     assert_same(dict_of(model), dict_of(source))
-
-
-def test_safetensors_without_its_package_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"pip install 'scnet_d2\[safetensors\]'"):
-        load(scnet(), tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("path", ["no/such/file.pth", "catalog://ImageNetPretrained/NO/SUCH.pkl"])

@@ -1,11 +1,17 @@
-"""load_run: which config, weights and device a program gets."""
+"""load_run: which model, config, weights and device a program gets."""
 
+import re
+import shutil
+import sys
+
+import huggingface_hub
 import pytest
 import torch
 from conftest import small_config
 
-from scnet_d2 import ConfigError
+from scnet_d2 import ConfigError, model_zoo
 from scnet_d2.inference import load_run
+from scnet_d2.inference.run import find_model
 
 
 @pytest.fixture
@@ -51,3 +57,100 @@ def test_the_cpu_takes_the_place_of_a_gpu_that_is_not_there(folder, monkeypatch,
     assert ("cuda" if gpu else "cpu", gpu) == (cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED)
     elsewhere = load_run(folder, device_of_this_machine=False)  # of a cluster
     assert (elsewhere.MODEL.DEVICE, elsewhere.SOLVER.AMP.ENABLED) == ("cuda", True)
+
+
+# ---- Where a model is ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zoo(folder, tmp_path, monkeypatch):
+    """A model zoo with the model "tiny"."""
+    monkeypatch.setattr(model_zoo, "FOLDER", tmp_path / "zoo")
+    shutil.copytree(folder, tmp_path / "zoo" / "tiny", ignore=shutil.ignore_patterns("zoo"))
+    return tmp_path / "zoo"
+
+
+def test_a_shipped_model_goes_by_its_name_unless_a_folder_has_it(zoo, folder, monkeypatch):
+    assert model_zoo.list_models() == ["tiny"]
+    assert str(zoo / "tiny" / "model_final.pth") == load_run("tiny").MODEL.WEIGHTS
+    monkeypatch.chdir(folder)
+    shutil.copytree(zoo / "tiny", folder / "tiny")
+    assert load_run("tiny").MODEL.WEIGHTS == "tiny/model_final.pth"
+    with pytest.raises(KeyError, match="no model 'small' comes with scnet_d2; tiny do"):
+        model_zoo.model_folder("small")
+
+
+def test_a_model_of_the_hub_is_downloaded_without_code(folder, monkeypatch):
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find_model("user/name") == folder
+    assert asked == {
+        "user/name": ["config.yaml", "model.safetensors", "README.md", "thresholds.json"]
+    }
+
+
+def test_weights_of_a_model_folder_are_found(folder):
+    (folder / "model.safetensors").touch()
+    assert str(folder / "model_final.pth") == load_run(folder).MODEL.WEIGHTS
+    (folder / "model_final.pth").unlink()
+    assert str(folder / "model.safetensors") == load_run(folder).MODEL.WEIGHTS
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"has neither model_final\.pth nor model\.safetensors: "):
+        load_run(folder)
+
+
+def no_network(name, **options):
+    raise ConnectionError("Name or service not known\nand more")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("smal", "there is no model 'smal': give the name of"),
+        ("no.pth", "there is no model 'no.pth': give the name of"),
+        (
+            "user/name",
+            "there is no folder 'user/name', and the Hugging Face hub does not give it "
+            "(ConnectionError: Name or service not known): give the name of",
+        ),
+        ("zoo", "folder 'zoo' has no config.yaml: give the name of"),
+    ],
+)
+def test_what_is_no_model_is_named_with_what_is_taken(source, message, zoo, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    taken = " a model that comes with scnet_d2 (tiny), the folder of a model (config.yaml and "
+    with pytest.raises(ConfigError, match=re.escape(message + taken)) as error:
+        load_run(source)
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_hubs_package_its_name_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match="the hub needs: pip install huggingface_hub"):
+        find_model("user/name")
+
+
+@pytest.mark.parametrize("source", ["run/config.yaml", "./user/name", "/user/name", "a/b/c"])
+def test_a_path_is_not_looked_for_on_the_hub(source, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail())
+    with pytest.raises(ConfigError):
+        load_run(source)
+
+
+def test_thresholds_beside_the_config_are_taken(folder):
+    (folder / "own.json").touch()
+    text = (folder / "config.yaml").read_text()
+    changed = text.replace("LABEL_THRESHOLDS: ''", "LABEL_THRESHOLDS: own.json")
+    (folder / "config.yaml").write_text(changed)
+    assert changed != text
+    weights = folder / "model_final.pth"
+    for cfg in (load_run(folder), load_run(folder / "config.yaml", weights)):
+        assert str(folder / "own.json") == cfg.TEST.LABEL_THRESHOLDS
+    given = ["TEST.LABEL_THRESHOLDS", "own.json"]  # of the current folder
+    assert load_run(folder, opts=given).TEST.LABEL_THRESHOLDS == "own.json"
