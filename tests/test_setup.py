@@ -1,7 +1,8 @@
-"""What is installed on a machine without X and GL libraries, and what a wrong OpenCV build says."""
+"""What is installed: models, OpenCV without X and GL libraries; what a wrong OpenCV build says."""
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 
@@ -50,3 +51,17 @@ def test_opencv_that_lacks_a_library_is_named_with_the_remedy(fault, remedy, tmp
     message = ran.stderr.splitlines()[-1]
     assert message.startswith(f"ImportError: {fault}")
     assert ("pip install opencv-python-headless" in message) == remedy
+
+
+def test_a_model_folder_is_installed_with_the_package(tmp_path):
+    shutil.copy(REPO / "setup.py", tmp_path)
+    folder = tmp_path / "scnet_d2" / "model_zoo" / "tiny"
+    folder.mkdir(parents=True)
+    for package in (folder.parent, folder.parent.parent):
+        (package / "__init__.py").touch()
+    files = {"README.md", "config.yaml", "model.safetensors", "thresholds.json"}
+    for name in files:
+        (folder / name).touch()
+    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    assert set(os.listdir(tmp_path / "built" / "scnet_d2" / "model_zoo" / "tiny")) == files

@@ -1,6 +1,7 @@
 """A trained model: where it is, its config, weights, device and class names."""
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -144,7 +145,9 @@ def prediction_config(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _changed(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
-    pairs = {key: (x, defaults[key]) for key, x in cfg.items() if x != defaults[key]}
+    """What differs; a tuple is a list, as yaml has it."""
+    pairs = {key: (x, defaults[key]) for key, x in cfg.items()}
+    pairs = {k: (x, d) for k, (x, d) in pairs.items() if json.dumps(x) != json.dumps(d)}
     return {k: _changed(x, d) if isinstance(x, CfgNode) else x for k, (x, d) in pairs.items()}
 
 

@@ -1,0 +1,141 @@
+#!/usr/bin/env python
+"""Make a model folder of a run: config.yaml, float16 weights and a model card, to use or share.
+
+The folder is kept only if it scores images as the run does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from scnet_d2 import load_config
+from scnet_d2.data import (
+    DatasetError,
+    LabelPolicy,
+    add_register_coco_argument,
+    get_multilabel_dicts,
+    read_image,
+    register_coco_arguments,
+)
+from scnet_d2.data.context_scenes import SceneConfig, render_scene
+from scnet_d2.evaluation.score_files import FILE_NAME, read_scores
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference.export import write_safetensors
+from scnet_d2.inference.run import CARD, CONFIG, MODEL_WEIGHTS, THRESHOLDS, prediction_config
+from scnet_d2.outputs import new_folder, replacing
+from scnet_d2.report.model_card import model_card
+
+TOLERANCE = 2e-3  # most that a score may differ in
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write and check the folder; returns 1 where it was not kept."""
+    parser = get_parser()
+    args = parser.parse_args(arguments)
+    try:
+        register_coco_arguments(args)
+        predictor = SCNetPredictor.from_pretrained(args.run, "cpu", args.opts)
+        card = write_card(args, predictor.class_names)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.output.parent) as made:
+            folder = Path(made, args.output.name)
+            write_folder(predictor, card, folder)
+            difference = largest_difference(predictor, folder, args.check)
+            if difference > TOLERANCE:
+                text = f"Not kept: scores in float16 differ by {difference:.1e} from the run's"
+                print(f"{text}, more than {TOLERANCE:g}", file=sys.stderr)
+                return 1
+            folder.rename(args.output)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    size = (args.output / MODEL_WEIGHTS).stat().st_size / 1e6
+    print(f"{args.output}: {size:.1f} MB of weights; scores differ by up to {difference:.1e}")
+    print(f"read {args.output / CARD} before you share it")
+    return 0
+
+
+def write_card(args: argparse.Namespace, names: list[str]) -> str:
+    """The model card, from the config, the evaluations and, where it is there, the data."""
+    cfg = load_config(args.run / CONFIG)
+    files = args.scores or [args.run / "inference" / x / FILE_NAME for x in cfg.DATASETS.TEST]
+    evaluated = {f.parent.name: read_scores(f) for f in files if args.scores or f.exists()}
+    if not evaluated:
+        print(f"the card lacks results: no {files[0] if files else FILE_NAME}", file=sys.stderr)
+    images = train_images(cfg, names)
+    return model_card(args.output.name, cfg, names, evaluated, images, args.licence)
+
+
+def write_folder(predictor: SCNetPredictor, card: str, folder: Path) -> None:
+    """Write a model folder that is not there yet."""
+    folder.mkdir()
+    config = prediction_config(predictor.cfg)
+    if thresholds := predictor.cfg.TEST.LABEL_THRESHOLDS:
+        shutil.copyfile(thresholds, folder / THRESHOLDS)
+        config.setdefault("TEST", {})["LABEL_THRESHOLDS"] = THRESHOLDS
+    write_safetensors(predictor, folder / MODEL_WEIGHTS, half=True)
+    for name, text in ((CONFIG, yaml.safe_dump(config)), (CARD, card)):
+        with replacing(folder / name, "w") as file:
+            file.write(text)
+
+
+def largest_difference(predictor: SCNetPredictor, folder: Path, files: Sequence[str]) -> float:
+    """Most that a score of the folder differs in from the predictor's."""
+    packaged = SCNetPredictor.from_pretrained(folder, "cpu")
+    images = [read_image(file, format="BGR") for file in files]
+    images = images or [render_scene(SceneConfig(), "test", i)[0] for i in range(4)]
+    pairs = ((predictor(x)["image_scores"], packaged(x)["image_scores"]) for x in images)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def train_images(cfg: CfgNode, names: list[str]) -> list[int] | None:
+    """Number of training images with each label; None where the data are not at hand."""
+    try:
+        for name in cfg.DATASETS.TRAIN:
+            if name not in DatasetCatalog:
+                raise DatasetError(f"{name} is not registered, see --register-coco")
+        dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN, LabelPolicy.from_config(cfg))
+        if list(MetadataCatalog.get(name).thing_classes) != names:
+            raise DatasetError(f"{name} is of other classes than the model")
+    except DatasetError as error:
+        print(f"the card lacks the numbers of training images: {error}", file=sys.stderr)
+        return None
+    labels = [label for record in dicts for label in record["image_labels"]]
+    return np.bincount(labels, minlength=len(names)).tolist()
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Arguments of the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="OUTPUT_DIR of the run")
+    parser.add_argument(
+        "output", metavar="FOLDER", type=new_folder, help="a new folder; its name is the model's"
+    )
+    parser.add_argument(
+        "--scores", nargs="+", type=Path, default=[], metavar="NPZ",
+        help="evaluations for the card; default: those of the run on its DATASETS.TEST",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check", nargs="+", default=[], metavar="IMAGE",
+        help="photographs to compare scores on; generated scenes by default",
+    )  # fmt: skip
+    parser.add_argument("--licence", default="", metavar="TEXT", help="of the training data")
+    add_register_coco_argument(parser)
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config keys, for example TEST.LABEL_THRESHOLDS thresholds.json",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
