@@ -69,6 +69,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
                 "pytest",
                 "pytest-xdist",
                 "ruff==0.17.6",
+                "scikit-image",
                 "scikit-learn",
                 "pypi-simple",
                 "ray[data]",
