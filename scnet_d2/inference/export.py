@@ -157,7 +157,11 @@ def export_safetensors(predictor: SCNetPredictor, file: str | PathLike) -> None:
 
 
 def write_safetensors(predictor: SCNetPredictor, file: str | PathLike, *, half=False) -> None:
-    """As `export_safetensors`, of any model; with `half` in float16 what fits into it."""
+    """As `export_safetensors`, of any model; with `half` in float16.
+
+    Norms and biases, which are small and count most, and what float16 cannot hold, stay as they
+    are.
+    """
     config = yaml.safe_dump(prediction_config(predictor.cfg))
     metadata = {METADATA_KEY: json.dumps(export_metadata(predictor)), "config": config}
     state = predictor.model.state_dict()
@@ -168,8 +172,8 @@ def write_safetensors(predictor: SCNetPredictor, file: str | PathLike, *, half=F
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half()
-    fits = tensor.is_floating_point() and torch.equal(half.isfinite(), tensor.isfinite())
-    return half if fits else tensor
+    matrix = tensor.is_floating_point() and tensor.ndim > 1
+    return half if matrix and torch.equal(half.isfinite(), tensor.isfinite()) else tensor
 
 
 def load_torchscript(file: str | PathLike) -> tuple[Run, dict]:

@@ -152,12 +152,8 @@ def _changed(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
 
 
 def _from_hub(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow, and seldom needed)
-    except ImportError as error:
-        raise ConfigError(
-            f"there is no folder '{name}', and the hub needs: pip install huggingface_hub"
-        ) from error
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow, and seldom needed)
+
     try:
         files = [CONFIG, MODEL_WEIGHTS, CARD, THRESHOLDS]
         folder = Path(snapshot_download(name, allow_patterns=files))

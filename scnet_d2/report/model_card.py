@@ -53,8 +53,12 @@ def model_card(
     if evaluated:
         metrics, positives, images = _evaluate(evaluated, class_names)
         results = ", ".join(f"{key} {number(metrics[key], 1)}" for key in METRICS)
-        columns["AP"] = [number(ap, 1) for ap in metrics["per_class_AP"].tolist()]
-        columns["test images with it"] = positives
+        aps, enough = metrics["per_class_AP"], positives >= FEW
+        if enough.any() and not enough.all():
+            mean = number(aps[enough].mean().item(), 1)
+            results += f"; mAP of the {enough.sum()} labels with at least {FEW} images {mean}"
+        columns["AP"] = [number(ap, 1) for ap in aps.tolist()]
+        columns["test images with it"] = [number(n) for n in positives.tolist()]
     if train_images is not None:
         columns["training images with it"] = [number(n) for n in train_images]
     return TEMPLATES.get_template("report/model_card.md.jinja").render(
@@ -78,8 +82,8 @@ def model_card(
 
 def _evaluate(
     evaluated: Mapping[str, ScoreTable], class_names: Sequence[str]
-) -> tuple[dict, list[str], int]:
-    """Metrics, images with each label, and number of images, of all tables together."""
+) -> tuple[dict, np.ndarray, int]:
+    """Metrics, images with each label (C,), and number of images, of all tables together."""
     for name, table in evaluated.items():
         if table.class_names != list(class_names):
             raise ValueError(f"scores of {name}: their classes are not the model's; leave them out")
@@ -91,8 +95,7 @@ def _evaluate(
     metrics = multilabel_metrics(
         scores, labels, ignored, threshold=0.5 if thresholds is None else thresholds
     )
-    positives = (labels & ~ignored).sum(axis=0)
-    return metrics, [number(n) for n in positives.tolist()], len(scores)
+    return metrics, (labels & ~ignored).sum(axis=0), len(scores)
 
 
 def _backbone(cfg: CfgNode) -> str:

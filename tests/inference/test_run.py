@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 
 import huggingface_hub
 import pytest
@@ -128,12 +127,6 @@ def test_what_is_no_model_is_named_with_what_is_taken(source, message, zoo, fold
     with pytest.raises(ConfigError, match=re.escape(message + taken)) as error:
         load_run(source)
     assert "\n" not in str(error.value)
-
-
-def test_without_the_hubs_package_its_name_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match="the hub needs: pip install huggingface_hub"):
-        find_model("user/name")
 
 
 @pytest.mark.parametrize("source", ["run/config.yaml", "./user/name", "/user/name", "a/b/c"])

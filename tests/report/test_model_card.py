@@ -37,6 +37,14 @@ def test_ap_and_counts_are_those_of_all_test_images_together():
     assert "- a|&lt;b&gt;: fewer than 20 training images each.\n" in text
 
 
+def test_the_mean_over_labels_with_enough_images_stands_beside_that_over_all():
+    labels = [[1, 0]] * 20 + [[0, 1], [0, 0]]
+    scores = [[0.9, 0.0]] * 20 + [[0.0, 0.1], [0.0, 0.2]]
+    # the second label: its one positive is second of two with a score, AP 1/2
+    said = "mAP 75.0, CF1 50.0, OF1 97.6; mAP of the 1 labels with at least 20 images 100.0."
+    assert said in card({"one": made_table(scores, labels)})
+
+
 def test_what_is_not_known_is_left_out():
     assert rows(card({})) == [["cat"], [r"a\|&lt;b&gt;"]]
     assert "in percent" not in card({})

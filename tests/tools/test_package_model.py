@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_the_folder_scores_as_the_run_with_weights_of_half_the_size(run, package
     assert sorted(os.listdir(packaged)) == ["README.md", "config.yaml", "model.safetensors"]
     before, after = (SCNetPredictor.from_pretrained(folder, "cpu") for folder in (run, packaged))
     dtypes = {x.dtype for x in load_file(packaged / "model.safetensors").values()}
-    assert dtypes == {torch.float16, torch.int64}
+    assert dtypes == {torch.float16, torch.float32, torch.int64}
+    sizes = [os.path.getsize(x) for x in (packaged / "model.safetensors", run / "model_final.pth")]
+    assert sizes[0] < 0.52 * sizes[1]
     assert {x.dtype for x in after.model.state_dict().values()} == {torch.float32, torch.int64}
     scores = [[p(image)["image_scores"] for image in scenes()] for p in (before, after)]
     expected, found = map(torch.stack, scores)  # (images, C)
@@ -159,19 +162,22 @@ def test_nothing_is_written_over_and_what_scores_otherwise_is_not_kept(
     assert {file: file.stat() for file in packaged.iterdir()} == before
     monkeypatch.setattr(package_model, "TOLERANCE", 0)
     assert package_model.main([str(run), str(tmp_path / "out")]) == 1
-    assert "Not kept: scores in float16 differ by" in capsys.readouterr().err
+    assert re.search("Not kept: .*; use --dtype float32", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+    assert package_model.main([str(run), str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    assert "differ by 0.0e+00 from the run's (median), 0.0e+00 (most)" in capsys.readouterr().out
 
 
-def test_values_that_float16_cannot_hold_stay_in_float32(packaged, tmp_path):
+def test_norms_biases_and_values_that_float16_cannot_hold_stay_in_float32(packaged, tmp_path):
     predictor = SCNetPredictor.from_pretrained(packaged, "cpu")
-    tensor = predictor.model.backbone.bottom_up.stem.conv1.norm.running_var
-    tensor[0] = 1e5
+    with torch.no_grad():
+        predictor.model.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] = 1e5
     write_safetensors(predictor, tmp_path / "m.safetensors", half=True)
-    stored = load_file(tmp_path / "m.safetensors")
-    kept = {name for name, x in stored.items() if x.dtype == torch.float32}
-    assert kept == {"backbone.bottom_up.stem.conv1.norm.running_var"}
-    assert stored[kept.pop()].equal(tensor)
+    stored, state = load_file(tmp_path / "m.safetensors"), predictor.model.state_dict()
+    whole = {name for name, x in stored.items() if x.ndim > 1 and x.dtype != torch.float16}
+    assert whole == {"backbone.bottom_up.stem.conv1.weight"}
+    small = {name for name, x in state.items() if x.ndim < 2}
+    assert all(torch.equal(stored[name], state[name]) for name in whole | small)
 
 
 def test_a_folder_whose_files_do_not_belong_together_is_refused(packaged, tmp_path):
