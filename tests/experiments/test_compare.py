@@ -53,7 +53,7 @@ def store(plan, cell, scores, labels, names=("raft", "sledge", "car")):
         raw, image_ids=np.arange(len(scores)), class_names=np.array(names), scores=scores,
         labels=labels, ignored=np.zeros_like(labels),
     )  # fmt: skip
-    compare.write_result(plan, cell, compare.store_scores(plan, cell, raw))
+    compare.write_result(plan, cell, compare.store_scores(plan, cell, [raw]))
 
 
 def made_scores(seed) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -83,7 +83,7 @@ def finished(tmp_path):
 
 
 def test_shipped_plans_can_be_read_and_set_known_keys():
-    plans = sorted((REPO / "experiments" / "results").glob("*.yaml"))
+    plans = sorted((REPO / "experiments" / "results").rglob("*.yaml"))
     assert len(plans) >= 5
     for path in plans:
         plan = compare.read_plan(path)
