@@ -98,9 +98,11 @@ def assert_contract(outputs, inputs, num_classes):
 
 # Files in the order of how long they take. A worker takes one whole: the last should be short.
 LONGEST = (
-    "test_context_scenes", "test_export", "test_programs", "test_tagging", "test_resume",
-    "test_distributed", "test_scnet", "test_checkpoint", "test_compare", "test_faults",
-    "test_data_scale", "test_optimize", "test_detectron2_build", "test_app",
+    "test_tagging", "test_timm_backbone", "test_export", "test_programs", "test_resume",
+    "test_distributed", "test_context_scenes", "test_checkpoint", "test_scnet", "test_compare",
+    "test_faults", "test_app", "test_aggregation", "test_optimize", "test_studies",
+    "test_metrics", "test_configs", "test_detectron2_build", "test_timm_weights",
+    "test_data_scale",
 )  # fmt: skip
 
 

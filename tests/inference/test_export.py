@@ -91,7 +91,9 @@ def exports(tmp_path_factory):
     return export
 
 
-@pytest.fixture(params=[(b, name) for b in BRANCHES for name in TRACED], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(b, name) for b in BRANCHES for name in TRACED], ids="-".join
+)
 def exported(request, exports):
     """A predictor and its exported model as a function, of all branches and ways of tracing."""
     branches, name = request.param
