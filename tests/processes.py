@@ -31,17 +31,28 @@ def context() -> multiprocessing.context.BaseContext:
 
 def start(function, *args) -> multiprocessing.Process:
     """A process that calls `function(*args)`."""
-    process = context().Process(target=function, args=args)
+    process = context().Process(target=_call, args=(function, *args))
     process.start()
     return process
+
+
+def _call(function, *args):
+    # What a fork server starts would start its own processes, such as a loader's, by another one,
+    # which outlives it if it is killed.
+    multiprocessing.set_start_method(None, force=True)
+    function(*args)
 
 
 def spawn(function, args=(), nprocs=1, join=True, **_):
     """Stands in for `torch.multiprocessing.spawn`, which Detectron2's launch calls."""
     context()
     return torch.multiprocessing.start_processes(
-        function, args, nprocs, join, start_method="forkserver"
+        _call_ranked, (function, *args), nprocs, join, start_method="forkserver"
     )
+
+
+def _call_ranked(rank, function, *args):
+    _call(function, rank, *args)
 
 
 class Program:
