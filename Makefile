@@ -18,7 +18,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(PY) train_net.py --config-file configs/ContextScenes/scnet_R_18_FPN_160px.yaml OUTPUT_DIR $(DEMO_DIR)
+	$(PY) train_net.py --config-file configs/ContextScenes/scnet_EfficientNet_Lite0_FPN_160px.yaml OUTPUT_DIR $(DEMO_DIR)
 	$(PY) demo/demo.py --config-file $(DEMO_DIR)/config.yaml --output $(DEMO_DIR)/pictures \
 		--input "$${DETECTRON2_DATASETS:-datasets}/context_scenes/images/test/*[05]0.png" \
 		--opts MODEL.WEIGHTS $(DEMO_DIR)/model_final.pth > $(DEMO_DIR)/labels.log
