@@ -38,7 +38,7 @@ def family(request):
     return request.param
 
 
-@pytest.mark.parametrize("features", [["res5", "res2"], ["res4", "last"], ["res2", "res3"]])
+@pytest.mark.parametrize("features", [["res4", "last"], ["res3", "res2"]])
 def test_features_are_timms_own_under_detectron2s_names(family, features):
     backbone = timm_backbone(
         "MODEL.TIMM.NAME", family, "MODEL.TIMM.OUT_FEATURES", features, "MODEL.TIMM.NORM", "BN"
@@ -61,7 +61,7 @@ def test_features_are_timms_own_under_detectron2s_names(family, features):
     assert backbone.size_divisibility == (8 if "res3" in features else 32)
 
 
-@pytest.mark.parametrize("freeze_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("freeze_at", [0, 2])
 def test_the_first_stages_are_frozen(family, freeze_at):
     opts = ("MODEL.TIMM.NAME", family, "MODEL.TIMM.NORM", "BN")
     backbone = timm_backbone(*opts, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
@@ -119,7 +119,9 @@ def test_scnet_trains_labels_and_is_exported_on_every_family(family, tmp_path):
     image = torch.randint(0, 256, (128, 160, 3), dtype=torch.uint8)
     with torch.no_grad():
         wanted = export.predict_image(model, image).image_scores
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    plain = onnxruntime.SessionOptions()  # optimising the graph takes longer than running it once
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), plain)
     found = session.run(["image_scores"], {export.INPUT_NAME: image.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-4, rtol=0)
 
