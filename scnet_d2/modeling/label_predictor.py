@@ -1,9 +1,10 @@
 """Label predictor: one dense layer of C logits, trained with binary cross-entropy."""
 
 import math
+from operator import attrgetter
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import nn
@@ -110,9 +111,7 @@ class ImageLabelPredictor(LabelPredictor):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], key: str):
         """`key` is that of the config's part with `IN_FEATURE` and `POOLING`."""
-        part: CfgNode = cfg.MODEL
-        for name in key.split("."):
-            part = part[name]
+        part = attrgetter(key)(cfg.MODEL)
         if part.IN_FEATURE not in input_shape:
             raise ValueError(
                 f"MODEL.{key}.IN_FEATURE is '{part.IN_FEATURE}', the backbone has "

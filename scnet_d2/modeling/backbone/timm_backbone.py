@@ -180,7 +180,10 @@ def create_timm(name: str) -> nn.Module:
         raise ConfigError(f"MODEL.TIMM.NAME is '{name}', which timm does not have; near: {close}")
     entrypoint = inspect.unwrap(timm.model_entrypoint(name))
     options = {"strict_img_size": False} if "swin" in entrypoint.__module__ else {}
-    return timm.create_model(name, **options)
+    try:
+        return timm.create_model(name, **options)
+    except RuntimeError as error:  # of a tag that the network does not have
+        raise ConfigError(f"MODEL.TIMM.NAME is '{name}': {error}") from error
 
 
 @BACKBONE_REGISTRY.register()

@@ -171,6 +171,7 @@ def test_a_config_that_contradicts_the_pixels_is_told_so(caplog):
     ("opts", "message"),
     [
         (["MODEL.TIMM.NAME", "efficentnet_lite0"], "timm does not have; near:.*efficientnet_lite0"),
+        (["MODEL.TIMM.NAME", "resnet18.no_such_tag"], "resnet18.no_such_tag': .*tag"),
         (["MODEL.TIMM.NAME", "vit_tiny_patch16_224"], "needs stages whose strides double"),
         (["MODEL.TIMM.OUT_FEATURES", ["res6"]], r"OUT_FEATURES has \['res6'\]; the network has"),
         (["MODEL.TIMM.OUT_FEATURES", []], "OUT_FEATURES is empty"),
