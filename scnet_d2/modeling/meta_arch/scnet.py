@@ -114,12 +114,14 @@ class SCNet(GeneralizedRCNN):
         box_scores = torch.stack([self.aggregator(p.label_scores) for p in sampled])  # (N, C)
         if self.image_loss_weight:
             losses["loss_image_label"] = self._image_loss(box_scores, batched_inputs)
+        image_scores = box_scores
         if self.image_predictor is not None:
             logits = self.image_predictor(features, images)
             losses["loss_whole_image_label"] = self.image_predictor.loss(
                 logits, *image_label_targets(batched_inputs, logits), len(logits)
             )
-        _log_image_scores(self._image_scores(sampled, features, images).detach())
+            image_scores = self._fuse_image(box_scores, logits, sampled)
+        _log_image_scores(image_scores.detach())
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
         return losses
@@ -161,22 +163,22 @@ class SCNet(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         proposals, _ = self._propose(images, features, batched_inputs, None)
         scored = self.roi_heads.score_boxes(images, features, proposals)
-        return self._image_scores(scored, features, images), scored
-
-    def _image_scores(
-        self, scored: list[Instances], features: dict[str, torch.Tensor], images: ImageList
-    ) -> torch.Tensor:
-        """(N, C) scores from the aggregated boxes of each image and from the image as a whole."""
         scores = torch.stack([self.aggregator(s.label_scores) for s in scored])
-        if self.image_predictor is None:
-            return scores
-        image_logits = self.image_predictor(features, images).float()
+        if self.image_predictor is not None:
+            scores = self._fuse_image(scores, self.image_predictor(features, images), scored)
+        return scores, scored
+
+    def _fuse_image(
+        self, scores: torch.Tensor, image_logits: torch.Tensor, boxes: list[Instances]
+    ) -> torch.Tensor:
+        """(N, C) scores from the aggregated ones of the boxes and the logits of the whole image."""
+        image_logits = image_logits.float()
         weight = torch.full_like(image_logits, self.image_predictor_weight)
         # of an image without boxes the whole alone; without a branch, which tracing would freeze
-        boxes = torch.stack(
-            [s.label_scores.new_ones(s.label_scores[:, :1].shape).sum() for s in scored]
+        counts = torch.stack(
+            [b.label_scores.new_ones(b.label_scores[:, :1].shape).sum() for b in boxes]
         )
-        weight = torch.where(boxes[:, None] > 0, weight, 1.0)
+        weight = torch.where(counts[:, None] > 0, weight, 1.0)
         return torch.lerp(scores.logit(eps=LOGIT_EPS), image_logits, weight).sigmoid()
 
     def _propose(self, images, features, batched_inputs, targets):
