@@ -353,3 +353,22 @@ def coco_ap(folder, inputs, outputs) -> float:
     evaluator.reset()
     evaluator.process(inputs, outputs)
     return evaluator.evaluate()["bbox"]["AP"]
+
+
+def test_the_whole_image_is_fused_by_logits_and_alone_where_there_is_no_box():
+    stages = (
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_stage_fpn_backbone",
+        "MODEL.FPN.STAGES",
+        ["res5"],
+    )
+    image = ("MODEL.SCNET.IMAGE.ENABLED", True, "MODEL.SCNET.IMAGE.WEIGHT", 0.25)
+    model = build_model(small_config(*stages, *image)).eval()
+    boxes = [Instances((8, 8), label_scores=torch.zeros(k, 2)) for k in (3, 0)]
+    scores, logits = torch.tensor([[0.5, 0.9], [0.0, 0.0]]), torch.tensor([[4.0, 0], [1, -1]])
+    found = model._fuse_image(scores, logits, boxes)
+    nine = torch.tensor(9.0).log()  # the logit of 0.9
+    wanted = torch.tensor([[1.0, 0.75 * nine], [1, -1]]).sigmoid()
+    torch.testing.assert_close(found, wanted)
+    (output,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+    assert output["image_scores"].shape == (14,)
