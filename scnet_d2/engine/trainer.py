@@ -102,26 +102,28 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         """The optimizer that `SOLVER.OPTIMIZER` names."""
-        optimizers = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
-        if cfg.SOLVER.OPTIMIZER not in optimizers:
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            optimizer = super().build_optimizer(cfg, model)
+        elif cfg.SOLVER.OPTIMIZER == "AdamW":
+            params = get_default_optimizer_params(
+                model,
+                base_lr=cfg.SOLVER.BASE_LR,
+                weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+                bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+                weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            )
+            adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+            optimizer = adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        else:
             raise ValueError(
                 f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; choose 'SGD' or 'AdamW'"
             )
-        if cfg.SOLVER.OPTIMIZER == "SGD" and cfg.SOLVER.BACKBONE_MULTIPLIER == 1:
-            return super().build_optimizer(cfg, model)
-        params = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
         if cfg.SOLVER.BACKBONE_MULTIPLIER != 1:
-            params = _slower_backbone(params, model, cfg)
-        options = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            options |= {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
-        return maybe_add_gradient_clipping(cfg, optimizers[cfg.SOLVER.OPTIMIZER])(params, **options)
+            groups = optimizer.param_groups
+            optimizer.param_groups = _with_backbone_apart(
+                groups, model, cfg.SOLVER.BACKBONE_MULTIPLIER
+            )
+        return optimizer
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -365,17 +367,16 @@ class Trainer(DefaultTrainer):
         )
 
 
-def _slower_backbone(groups: list[dict], model: torch.nn.Module, cfg: CfgNode) -> list[dict]:
+def _with_backbone_apart(
+    groups: list[dict], model: torch.nn.Module, multiplier: float
+) -> list[dict]:
     """Parameter groups, those of the pre-trained network apart and with its learning rate."""
     backbone = getattr(model.backbone, "bottom_up", model.backbone)
-    slow = {id(parameter) for parameter in backbone.parameters()}
+    pretrained = {id(parameter) for parameter in backbone.parameters()}
     ret = []
     for group in groups:
-        for in_backbone in (False, True):
-            params = [p for p in group["params"] if (id(p) in slow) == in_backbone]
-            rate = group.get("lr", cfg.SOLVER.BASE_LR)
-            if in_backbone:
-                rate *= cfg.SOLVER.BACKBONE_MULTIPLIER
+        for inside, rate in ((False, group["lr"]), (True, group["lr"] * multiplier)):
+            params = [p for p in group["params"] if (id(p) in pretrained) == inside]
             if params:
                 ret.append({**group, "params": params, "lr": rate})
     return ret

@@ -256,3 +256,18 @@ def test_a_lost_process_is_named_with_any_of_the_errors_that_torch_raises(
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("NCCL")])
 def test_other_errors_are_not_taken_for_a_lost_process(error):
     assert not lost_process(error)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_the_pretrained_network_has_a_learning_rate_of_its_own(optimizer):
+    key, opts = "SOLVER.BACKBONE_MULTIPLIER", ("SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", 0.1)
+    model = Trainer.build_model(small_config(*opts))
+    plain = Trainer.build_optimizer(small_config(*opts), model)
+    slower = Trainer.build_optimizer(small_config(*opts, key, 0.25), model)
+    rates = {id(p): g["lr"] for g in slower.param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        inside = name.startswith("backbone.bottom_up.")
+        assert rates[id(parameter)] == pytest.approx(0.025 if inside else 0.1), name
+    before = {id(p): g["weight_decay"] for g in plain.param_groups for p in g["params"]}
+    assert before == {id(p): g["weight_decay"] for g in slower.param_groups for p in g["params"]}
+    assert type(slower).__bases__ == type(plain).__bases__
