@@ -271,6 +271,10 @@ def _add_model_config(cfg: CN) -> None:
     # Side in px of the boxes that are pooled from P4; twice it: from P5. 224 is Detectron2's own.
     cfg.MODEL.SCNET.CANONICAL_BOX_SIZE = 224
 
+    # Pool a box from each of its feature maps and put their channels one after the other, instead of
+    # from the one map of its size.
+    cfg.MODEL.SCNET.POOL_ALL_LEVELS = False
+
     # Predict the scores of images alone, without detections: saves NMS.
     cfg.MODEL.SCNET.IMAGE_SCORES_ONLY = False
 
@@ -295,6 +299,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.LABEL = CN()
     # Score that an untrained label predictor gives: sets the bias of its last layer.
     cfg.MODEL.SCNET.LABEL.PRIOR_PROB = 0.01
+    # Normalisation of the features before the last layer: "" or LN. Also of ImageLabeler's.
+    cfg.MODEL.SCNET.LABEL.NORM = ""
     # Weight of loss_object_label and of loss_context_label.
     cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT = 1.0
 

@@ -36,6 +36,7 @@ class LabelPredictor(nn.Module):
         input_dim: int,
         *,
         num_classes: int,
+        norm: str = "",
         prior_prob: float = 0.01,
         loss_weight: float = 1.0,
     ):
@@ -43,13 +44,18 @@ class LabelPredictor(nn.Module):
         Args:
             input_dim: D, length of a box's feature vector.
             num_classes: C.
+            norm: "LN" for a layer normalisation of the features, which lets features of any scale
+                learn at one rate; "" for none.
             prior_prob: score of every label before training, in (0, 1).
             loss_weight: weight of the loss.
         """
         super().__init__()
         if not 0 < prior_prob < 1:
             raise ValueError(f"MODEL.SCNET.LABEL.PRIOR_PROB must lie in (0, 1), got {prior_prob}")
+        if norm not in ("", "LN"):
+            raise ValueError(f"MODEL.SCNET.LABEL.NORM is '{norm}'; choose LN, or '' for none")
         self.num_classes = num_classes
+        self.norm = nn.LayerNorm(input_dim) if norm else nn.Identity()
         self.loss_weight = loss_weight
         self.label_score = nn.Linear(input_dim, num_classes)
         nn.init.normal_(self.label_score.weight, std=0.01)
@@ -60,13 +66,14 @@ class LabelPredictor(nn.Module):
         return {
             "input_dim": input_dim,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "norm": cfg.MODEL.SCNET.LABEL.NORM,
             "prior_prob": cfg.MODEL.SCNET.LABEL.PRIOR_PROB,
             "loss_weight": cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT,
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map box features (R, D) to label logits (R, C)."""
-        return self.label_score(x)
+        return self.label_score(self.norm(x))
 
     def loss(
         self,

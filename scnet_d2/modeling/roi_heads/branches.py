@@ -24,6 +24,26 @@ class ObjectPredictions(NamedTuple):
     label_logits: torch.Tensor  # (R, C)
 
 
+class AllLevelsPooler(nn.Module):
+    """A box pooled from every feature map, their channels one after the other.
+
+    Source: Bell et al., "Inside-Outside Net: Detecting objects in context with skip pooling and
+    recurrent neural networks", CVPR 2016.
+    """
+
+    def __init__(self, poolers: list[ROIPooler]):
+        """
+        Args:
+            poolers: one for each feature map.
+        """
+        super().__init__()
+        self.poolers = nn.ModuleList(poolers)
+
+    def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """Pool maps (N, D_i, H_i, W_i) for R boxes of N images to (R, sum of D_i, P, P)."""
+        return torch.cat([p([f], boxes) for p, f in zip(self.poolers, features)], dim=1)
+
+
 class ContextHead(nn.Module):
     """ROIAlign, a box head of its own and label predictor 2, on context boxes."""
 
@@ -32,14 +52,14 @@ class ContextHead(nn.Module):
         self,
         *,
         in_features: list[str],
-        pooler: ROIPooler,
+        pooler: nn.Module,
         box_head: nn.Module,
         label_predictor: LabelPredictor,
     ):
         """
         Args:
             in_features: names of the feature maps to pool from.
-            pooler: ROIAlign over these maps.
+            pooler: ROIAlign over these maps, `ROIPooler` or `AllLevelsPooler`.
             box_head: maps pooled features to box features (R, D).
             label_predictor: maps box features to C label logits.
         """
@@ -56,14 +76,20 @@ class ContextHead(nn.Module):
         canonical_size = cfg.MODEL.SCNET.CANONICAL_BOX_SIZE
         if canonical_size < 1:
             raise ValueError(f"MODEL.SCNET.CANONICAL_BOX_SIZE is {canonical_size}; it must be >= 1")
-        pooler = ROIPooler(
-            output_size=resolution,
-            scales=[1.0 / input_shape[f].stride for f in in_features],
-            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
-            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
-            canonical_box_size=canonical_size,
-        )
-        channels = input_shape[in_features[0]].channels
+        scales = [1.0 / input_shape[f].stride for f in in_features]
+        options = {
+            "output_size": resolution,
+            "sampling_ratio": cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+            "pooler_type": cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+            "canonical_box_size": canonical_size,
+        }
+        channels = [input_shape[f].channels for f in in_features]
+        if cfg.MODEL.SCNET.POOL_ALL_LEVELS:
+            pooler = AllLevelsPooler([ROIPooler(scales=[s], **options) for s in scales])
+            channels = sum(channels)
+        else:
+            pooler = ROIPooler(scales=scales, **options)
+            channels = channels[0]
         box_head = build_box_head(cfg, ShapeSpec(channels, height=resolution, width=resolution))
         return {
             "in_features": in_features,
