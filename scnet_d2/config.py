@@ -271,8 +271,8 @@ def _add_model_config(cfg: CN) -> None:
     # Side in px of the boxes that are pooled from P4; twice it: from P5. 224 is Detectron2's own.
     cfg.MODEL.SCNET.CANONICAL_BOX_SIZE = 224
 
-    # Pool a box from each of its feature maps and put their channels one after the other, instead of
-    # from the one map of its size.
+    # Pool a box from each feature map and put their channels one after the other, instead of from
+    # the one map of its size.
     cfg.MODEL.SCNET.POOL_ALL_LEVELS = False
 
     # Predict the scores of images alone, without detections: saves NMS.
