@@ -195,3 +195,27 @@ def test_the_average_head_gives_each_box_the_mean_of_its_part_of_the_image():
     boxes = [Boxes(torch.tensor([[80.0, 20, 120, 60], [10, 20, 50, 60]]))]
     found = heads.context_head.box_features(features, boxes)
     torch.testing.assert_close(found, torch.tensor([[4.0], [0]]).expand(2, 64))
+
+
+def test_all_levels_are_pooled_for_every_box():
+    cfg = small_config(
+        "MODEL.SCNET.POOL_ALL_LEVELS", True, "MODEL.ROI_BOX_HEAD.NAME", "AveragePoolHead"
+    )
+    head = build_model(cfg).roi_heads.context_head
+    features = {
+        f: torch.full((1, 64, 2 ** (7 - i), 2 ** (7 - i)), float(i))
+        for i, f in enumerate(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    }
+    boxes = [Boxes(torch.tensor([[80.0, 20, 90, 30], [0, 0, 400, 400]]))]  # a small and a large one
+    found = head.box_features(features, boxes)
+    torch.testing.assert_close(found[0], torch.arange(4.0).repeat_interleave(64))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_normalised_features_give_the_same_labels_at_any_scale():
+    predictor = roi_heads("MODEL.SCNET.LABEL.NORM", "LN").context_head.label_predictor
+    x = torch.randn(5, predictor.label_score.in_features)
+    torch.testing.assert_close(predictor(1000 * x), predictor(x), rtol=1e-3, atol=1e-4)
+    assert "label_score.bias" in roi_heads().context_head.label_predictor.state_dict()
+    with pytest.raises(ValueError, match=r"LABEL\.NORM is 'BN'; choose LN"):
+        roi_heads("MODEL.SCNET.LABEL.NORM", "BN")
