@@ -29,7 +29,7 @@ from scnet_d2.data import (
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import ground_truth
 from scnet_d2.inference import SCNetPredictor, load_run
-from scnet_d2.modeling import expand_boxes
+from scnet_d2.modeling import SCNet, expand_boxes
 from scnet_d2.outputs import new_file, write_json
 
 GREY = 128
@@ -74,29 +74,33 @@ def branch_scores(
     predictor: SCNetPredictor, dicts: list[dict], part: str | None, class_ids: set[int]
 ) -> Iterator[dict[str, np.ndarray]]:
     """(C,) scores of each image, with a part made grey: of the model, and of each branch in it."""
-    recorder = Recorder(predictor.model)
+    recorder = Recorder(predictor.model) if isinstance(predictor.model, SCNet) else None
     for d in tqdm(dicts, desc=part or "untouched", delay=5, leave=False):
         image = read_image(d["file_name"], "BGR").copy()
         boxes = object_boxes(d, class_ids)
         if part and len(boxes):
             image[part_mask(boxes, image.shape[:2], *PARTS[part])] = GREY
         scores = {"both": predictor(image)["image_scores"].cpu()}
-        branches = recorder.images.pop()
-        if branches.object is not None and branches.context is not None:
+        branches = recorder.images.pop() if recorder else None
+        if branches and branches.object is not None and branches.context is not None:
             scores |= {k: getattr(branches, k).amax(dim=0) for k in ("object", "context")}
         yield {name: s.numpy() for name, s in scores.items()}
-    recorder.stop()
+    if recorder:
+        recorder.stop()
 
 
 def study(
-    run: Path, dataset: str, classes: list[str], parts: list[str]
+    run: Path, datasets: list[str], classes: list[str], parts: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Mean AP in percent over the classes: part -> scores of the model or a branch -> mAP."""
+    """Mean AP in percent over the classes: part -> scores of the model or a branch -> mAP.
+
+    The images of several data sets are one set here.
+    """
     cfg = load_run(run)
     predictor = SCNetPredictor(cfg)
     columns = [predictor.class_names.index(name) for name in classes]
-    dicts = get_multilabel_dicts(dataset, LabelPolicy.from_config(cfg))
-    truth = ground_truth(dicts, dataset, len(predictor.class_names))
+    dicts = get_multilabel_dicts(datasets, LabelPolicy.from_config(cfg))
+    truth = ground_truth(dicts, " + ".join(datasets), len(predictor.class_names))
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
     results = {}
     for part in (None, *parts):
@@ -149,8 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of trained SCNet runs")
-    parser.add_argument("--dataset", required=True, help="name of a registered data set")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of trained runs")
+    parser.add_argument("--dataset", required=True, nargs="+", help="names of registered data sets")
     parser.add_argument("--classes", nargs="+", required=True, help="whose boxes are looked at")
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all of %(choices)s"
@@ -162,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = {run.name: study(run, args.dataset, args.classes, args.parts) for run in args.runs}
     print(to_text(runs))
     if args.output:
-        contents = {"dataset": args.dataset, "classes": args.classes, "runs": runs}
+        contents = {"dataset": " + ".join(args.dataset), "classes": args.classes, "runs": runs}
         write_json(args.output, contents)
 
 

@@ -75,7 +75,7 @@ def test_a_number_of_boxes_has_the_map_of_an_evaluation_with_so_many(run, evalua
 
 
 def test_occlusion_starts_from_the_evaluated_map(run, evaluated):
-    found = occlusion_test.study(run, DATASET, list(CLASSES), ["inside"])
+    found = occlusion_test.study(run, [DATASET], list(CLASSES), ["inside"])
     assert found["untouched"]["both"] == pytest.approx(evaluated, abs=1e-3)
     assert found["untouched"] != found["inside"]
 
@@ -105,7 +105,7 @@ def test_occlusion_of_an_rgb_model_is_that_of_its_bgr_twin(run, tmp_path):
     )
     (tmp_path / "config.yaml").write_text(cfg.dump())
     bgr, rgb = (
-        occlusion_test.study(folder, DATASET, list(CLASSES), ["inside"])
+        occlusion_test.study(folder, [DATASET], list(CLASSES), ["inside"])
         for folder in (run, tmp_path)
     )
     assert rgb["untouched"] == pytest.approx(bgr["untouched"], abs=1e-3)
