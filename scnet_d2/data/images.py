@@ -31,7 +31,7 @@ def check_header(file_name: str) -> None:
     with _opened(file_name) as image:
         fault = _fault(image)
     if fault:
-        raise ImageError(f"image '{file_name}' {fault}, or remove it.")
+        raise ImageError(f"image '{file_name}' {fault[0]}", fault[1])
 
 
 def image_size(file_name: str) -> tuple[int, int]:
@@ -85,24 +85,26 @@ def _opened(file_name: str) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as e:
         raise ImageError(
-            f"image '{file_name}' is too large to be decoded ({e}) Scale it down, or remove it."
+            f"image '{file_name}' is too large to be decoded ({e})", "scale it down, or remove it"
         ) from e
     except Exception as e:
         raise _unreadable(file_name, e) from e
 
 
-def _fault(image: Image.Image) -> str | None:
+def _fault(image: Image.Image) -> tuple[str, str] | None:
     """What is wrong with an image by its header, and what to do."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return f"has more than 8 bits in grey (PIL's mode {image.mode}): scale it to 8 bits"
+        fault = f"has more than 8 bits in grey (PIL's mode {image.mode})"
+        return fault, "scale it to 8 bits, or remove it"
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         width, height = image.size
-        return f"is a strip of {width} x {height}, narrower than 1:{MAX_ASPECT_RATIO}: cut it"
+        fault = f"is a strip of {width} x {height}, narrower than 1:{MAX_ASPECT_RATIO}"
+        return fault, "cut it, or remove it"
     return None
 
 
 def _unreadable(file_name: str, error: Exception) -> ImageError:
     return ImageError(
-        f"image '{file_name}' cannot be read ({type(error).__name__}: {error}). Get the file again "
-        "or remove the image from the data set."
+        f"image '{file_name}' cannot be read ({type(error).__name__}: {error})",
+        "get the file again or remove the image from the data set",
     )

@@ -19,7 +19,7 @@ from ..config import (
     load_config,
     use_available_device,
 )
-from ..data.errors import check_class_names
+from ..data.problems import check_class_names
 
 CONFIG, CARD, THRESHOLDS = "config.yaml", "README.md", "thresholds.json"
 # What train_net.py leaves in a run's folder, and what a model folder has.

@@ -233,7 +233,7 @@ def truncated(path):
 )
 def test_unreadable_image_is_named(cfg, record, damage):
     damage(Path(record["file_name"]))
-    with pytest.raises(DatasetError, match=r"cannot be read .*Get the file again") as error:
+    with pytest.raises(DatasetError, match=r"cannot be read .*get the file again") as error:
         MultiLabelDatasetMapper(cfg, is_train=True)(record)
     assert record["file_name"] in str(error.value)
 

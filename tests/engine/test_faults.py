@@ -165,7 +165,7 @@ def bomb(path, side=60_000):
 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(ImageError, match=r"bomb\.png' is too large .*3600000000 pixels.* Scale it"):
+    with pytest.raises(ImageError, match=r"bomb\.png' is too large .*3600000000 pixels.* scale it"):
         mapped(bomb(tmp_path / "bomb.png"))
 
 
@@ -332,7 +332,7 @@ def test_absent_images_stop_before_training_or_evaluation(dataset, tmp_path):
     for i in (0, 1):
         (tmp_path / f"{i}.png").unlink()
     cfg = evaluation_config(dataset, tmp_path / "run")
-    absent = r"faulty: 2 of its 4 image files .*first is '.*0\.png'"
+    absent = r"faulty: 2 of its 4 image files .*first '.*0\.png'"
     with pytest.raises(DatasetError, match=absent):
         check_evaluation_data(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = cfg.DATASETS.TEST, ()
@@ -609,7 +609,7 @@ def load_named(tmp_path):
     "name", ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..", "../images_b/x.png"]
 )
 def test_a_file_name_that_leads_out_of_the_image_folder_is_refused(load_named, name):
-    with pytest.raises(DatasetError, match=rf"a\.json: '{name}' leads out of .*images'"):
+    with pytest.raises(DatasetError, match=rf"a\.json: image 0: '{name}' leads out of .*images'"):
         load_named(name)
 
 
@@ -625,7 +625,7 @@ def test_an_image_id_that_leads_out_of_a_voc_folder_is_refused(tmp_path, image_i
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "ImageSets/Main/train.txt").write_text(f"{image_id}\n")
-    with pytest.raises(DatasetError, match=rf"of mine: '{image_id}\.jpg' leads out of"):
+    with pytest.raises(DatasetError, match=rf"mine: image list: '{image_id}\.jpg' leads out of"):
         load_voc_multilabel(str(tmp_path), "train", "mine")
 
 
