@@ -249,6 +249,28 @@ def test_an_image_by_another_path_is_one_image(tmp_path, monkeypatch):
     assert list(inputs.pending()) == ["../a.jpg"]
 
 
+def test_an_image_from_inside_its_folder_and_from_outside_is_one_image(
+    tag, photos, tmp_path, monkeypatch
+):
+    project, files = tmp_path / "project", sorted(photos.rglob("*.png"))
+    (project / "photos").mkdir(parents=True)
+    (project / "elsewhere").mkdir()
+
+    def tagged_from(folder, *inputs):
+        monkeypatch.chdir(folder)
+        assert tag(*inputs, output=folder.parent / "labels.csv") == 0
+        rows = read_csv(folder.parent / "labels.csv")
+        return list(dict.fromkeys(row["file"] for row in rows))
+
+    shutil.copy(files[0], project / "photos/a.png")
+    assert tagged_from(project / "photos", ".") == ["a.png"]
+    shutil.copy(files[1], project / "photos/b.png")
+    assert tagged_from(project / "elsewhere", "../photos") == ["a.png", "b.png"]
+    assert tagged_from(project / "elsewhere", project / "photos") == ["a.png", "b.png"]
+    moved = project.rename(tmp_path / "moved")
+    assert tagged_from(moved / "photos", ".") == ["a.png", "b.png"]
+
+
 def test_the_summary_counts_all_rows_of_the_file(tag, photos, tmp_path, capsys):
     output, images = tmp_path / "labels.jsonl", sorted(photos.rglob("*.png"))[:2]
     assert tag("missing.png", images[0], output=output) == 1
