@@ -63,7 +63,8 @@ def test_some_classes_are_taken_out_in_the_order_asked_for():
     ("change", "message"),
     [
         ({"labels": LABELS[:1]}, r"labels has shape \(1, 3\), scores have \(2, 3\)"),
-        ({"scores": SCORES * 2}, r"scores\[0, 2\] .* is 2.0, not in \[0, 1\]"),
+        ({"scores": SCORES * 2}, r"image 7, class c: the score is 2.0, .* \(and 1 more\)"),
+        ({"scores": SCORES * np.nan}, "image 7, class a: the score is nan, not a number"),
         ({"class_names": ["cat"]}, "2 image ids and 1 class names"),
         ({"image_ids": [7, 7]}, "image 7 comes twice"),
         ({"image_ids": [7]}, "has 1 image ids"),
