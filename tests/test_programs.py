@@ -125,7 +125,7 @@ def test_a_folder_with_another_run_is_not_overwritten(trained):
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     args = ["--config-file", CONFIG, "OUTPUT_DIR", str(output)]
-    with pytest.raises(FileExistsError, match="holds another run; continue it with --resume"):
+    with pytest.raises(FileExistsError, match="holds another run, or weights; continue a run with"):
         train_net.main(train_net.argument_parser().parse_args(args))
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 

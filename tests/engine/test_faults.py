@@ -503,13 +503,13 @@ def test_a_score_file_with_pickled_objects_is_refused(tmp_path, capsys):
 # --- outputs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json", "model_final.pth"])
+@pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json", "model_final.pth", "w.pkl"])
 def test_training_refuses_a_folder_in_which_a_run_left_anything(tmp_path, left):
     (tmp_path / left).write_text("of another run")
     args = argparse.Namespace(
         config_file=str(CONFIG), opts=["OUTPUT_DIR", str(tmp_path)], resume=False, eval_only=False
     )
-    with pytest.raises(FileExistsError, match="holds another run; continue it with --resume, or"):
+    with pytest.raises(FileExistsError, match="holds another run, or weights; continue a run with"):
         importlib.import_module("train_net").setup(args)
     assert [p.name for p in tmp_path.iterdir()] == [left]
     assert (tmp_path / left).read_text() == "of another run"

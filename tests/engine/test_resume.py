@@ -16,12 +16,13 @@ from conftest import NARROW, small_config
 from detectron2.data import DatasetCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.engine.defaults import default_setup
+from detectron2.modeling import build_model
 from tiny import tiny_trainer
 from torch import nn
 
 from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
 from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
-from scnet_d2.data.context_scenes import SceneConfig, generate
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.engine import Trainer, TrainingError
 from scnet_d2.engine.trainer import cut_metrics
 from train_net import argument_parser
@@ -337,6 +338,26 @@ def test_a_json_with_its_categories_in_another_order_is_refused_and_nothing_over
         train_net_main(args)
     DatasetCatalog.remove("resume_swapped")
     assert contents(tmp_path) == before
+
+
+def test_a_refused_evaluation_leaves_the_config_beside_foreign_weights_as_it_is(scenes, tmp_path):
+    names = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
+    cfg = small_config(*NARROW, "DATASETS.CLASS_NAMES", names, "DATASETS.TEST", ("resume_val",))
+    (tmp_path / "run").mkdir()
+    torch.save(build_model(cfg).state_dict(), tmp_path / "run/w.pth")
+    (tmp_path / "run/config.yaml").write_text(cfg.dump())
+    cfg.DATASETS.CLASS_NAMES = []
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    before = contents(tmp_path / "run")
+    val = scenes / "annotations" / "val.json", scenes / "images" / "val"
+    command = ["--config-file", tmp_path / "config.yaml", "--eval-only", "--register-coco"]
+    opts = "OUTPUT_DIR", tmp_path / "run", "MODEL.WEIGHTS", tmp_path / "run/w.pth"
+    args = argument_parser().parse_args(map(str, [*command, "resume_val", *val, *opts]))
+    with pytest.raises(CheckpointError, match=f"class 0 is '{names[0]}' in .*w.pth"):
+        train_net_main(args)
+    assert contents(tmp_path / "run") == before
+    assert [p.name for p in (tmp_path / "run").rglob("*.txt")] == ["log.txt"]
+    assert not (tmp_path / "run/inference/config.yaml").exists()
 
 
 def test_a_finished_run_that_is_resumed_writes_its_evaluation_again_at_the_same_iteration(tmp_path):
