@@ -4,14 +4,6 @@
 import logging
 import os
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
-
 from scnet_d2 import load_config, use_available_device
 from scnet_d2.checkpoint import SCNetCheckpointer, replace_file
 from scnet_d2.data import add_register_coco_argument, register_coco_arguments
@@ -24,6 +16,14 @@ from scnet_d2.engine import (
     launch,
     warn_of_leaks,
 )
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 _OF_A_RUN = ("last_checkpoint", "metrics.json")
 _WEIGHTS = (".pth", ".pkl", ".safetensors")

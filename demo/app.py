@@ -7,11 +7,6 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
-from PIL import Image
-
 from scnet_d2.app.label_page import (
     PHOTO_SIDE,
     SCRIPT,
@@ -23,6 +18,11 @@ from scnet_d2.app.label_page import (
 from scnet_d2.data import ImageError, read_image
 from scnet_d2.inference import SCNetPredictor, add_model_options, load_run
 from scnet_d2.report.templates import jpeg_url
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from PIL import Image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 try:

@@ -10,10 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import tqdm
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
-
 from scnet_d2.data import ImageError, read_image
 from scnet_d2.evaluation import predicted
 from scnet_d2.inference import (
@@ -26,6 +22,10 @@ from scnet_d2.inference import (
 )
 from scnet_d2.outputs import new_folder, write_image
 from scnet_d2.tagging.inputs import ImageFinder
+
+import tqdm
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
 
 LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 

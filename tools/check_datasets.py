@@ -18,8 +18,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from scnet_d2 import load_config
 from scnet_d2.data import (
     DatasetError,
@@ -32,6 +30,8 @@ from scnet_d2.data.catalog import find_no_boxes
 from scnet_d2.data.images import image_size, is_turned, read_image
 from scnet_d2.data.labels import DEFAULT_POLICY, label_records
 from scnet_d2.data.problems import Problems
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {

@@ -14,11 +14,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import yaml
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from scnet_d2 import load_config
 from scnet_d2.data import (
     DatasetError,
@@ -35,6 +30,11 @@ from scnet_d2.inference.export import write_safetensors
 from scnet_d2.inference.run import CARD, CONFIG, MODEL_WEIGHTS, THRESHOLDS, prediction_config
 from scnet_d2.outputs import new_folder, replacing
 from scnet_d2.report.model_card import model_card
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 TOLERANCE = 2e-3  # most that the scores of an image may differ in, in the median over images
 

@@ -7,6 +7,17 @@ import math
 import os
 from pathlib import Path
 
+from scnet_d2.data import (
+    DatasetError,
+    LabelPolicy,
+    get_multilabel_dicts,
+    get_training_dicts,
+    register_coco_multilabel,
+)
+from scnet_d2.data.boxes import clip_box
+from scnet_d2.data.builtin import register_all
+from scnet_d2.data.labels import image_labels
+
 import numpy as np
 import pytest
 import torch
@@ -19,17 +30,6 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
-from scnet_d2.data import (
-    DatasetError,
-    LabelPolicy,
-    get_multilabel_dicts,
-    get_training_dicts,
-    register_coco_multilabel,
-)
-from scnet_d2.data.boxes import clip_box
-from scnet_d2.data.builtin import register_all
-from scnet_d2.data.labels import image_labels
 
 SIZE = {"height": 40, "width": 60}
 # Ids are neither ordered nor contiguous: 3 -> 0 "cup", 7 -> 1 "dog", 20 -> 2 "cat".

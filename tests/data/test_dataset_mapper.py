@@ -5,6 +5,15 @@ import json
 import pickle
 from pathlib import Path
 
+from scnet_d2 import add_scnet_config
+from scnet_d2.data import (
+    DatasetError,
+    LabelPolicy,
+    MultiLabelDatasetMapper,
+    register_coco_multilabel,
+)
+from scnet_d2.data.labels import label_records
+
 import numpy as np
 import pytest
 import torch
@@ -14,15 +23,6 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
-
-from scnet_d2 import add_scnet_config
-from scnet_d2.data import (
-    DatasetError,
-    LabelPolicy,
-    MultiLabelDatasetMapper,
-    register_coco_multilabel,
-)
-from scnet_d2.data.labels import label_records
 
 
 @pytest.fixture

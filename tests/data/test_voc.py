@@ -5,6 +5,8 @@ import logging
 import os
 from pathlib import Path
 
+from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
+
 import pytest
 import torch
 from conftest import REAL_ROOT, needs_voc
@@ -14,8 +16,6 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-
-from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
 
 NAME = "voc_2007_train_multilabel"
 COW, DOG, PERSON = (CLASS_NAMES.index(name) for name in ("cow", "dog", "person"))

@@ -2,10 +2,6 @@
 
 import logging
 
-import pytest
-from conftest import small_config
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from scnet_d2 import ConfigError
 from scnet_d2.data import DatasetError
 from scnet_d2.data.context_scenes import CLASSES
@@ -15,6 +11,10 @@ from scnet_d2.engine import (
     check_output_dir,
     warn_of_leaks,
 )
+
+import pytest
+from conftest import small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 ZOO = "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088.pkl"
 

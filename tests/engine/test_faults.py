@@ -15,18 +15,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
-import torch
-from conftest import REPO, small_config
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
-from PIL import Image
-from torch import nn
-
 from scnet_d2 import ConfigError, load_config
 from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer
 from scnet_d2.data import (
@@ -45,6 +33,18 @@ from scnet_d2.evaluation import MultiLabelEvaluator
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.outputs import new_file, new_folder
 from scnet_d2.report.page import write_html_report
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from torch import nn
 
 CONFIG = REPO / "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
 ODD_NAMES = ["$\\frac$ & <b>'q\"</b>", "a/../b", "ça va 猫", "a,b;c", "=1+1", "x" * 300]

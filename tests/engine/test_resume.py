@@ -8,6 +8,12 @@ import shutil
 import signal
 from functools import partial
 
+from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
+from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.engine import Trainer, TrainingError
+from scnet_d2.engine.trainer import cut_metrics
+
 import numpy as np
 import processes
 import pytest
@@ -20,11 +26,6 @@ from detectron2.modeling import build_model
 from tiny import tiny_trainer
 from torch import nn
 
-from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
-from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.engine import Trainer, TrainingError
-from scnet_d2.engine.trainer import cut_metrics
 from train_net import argument_parser
 from train_net import main as train_net_main
 

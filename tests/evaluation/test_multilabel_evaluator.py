@@ -10,6 +10,8 @@ import math
 import re
 from pathlib import Path
 
+from scnet_d2.evaluation import MultiLabelEvaluator, format_table
+
 import numpy as np
 import processes
 import pytest
@@ -19,8 +21,6 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-
-from scnet_d2.evaluation import MultiLabelEvaluator, format_table
 
 CLASSES = ["cat", "dog", "traffic light"]
 SCORES = torch.tensor([[0.9, 0.6, 0.2], [0.8, 0.4, 0.7], [0.3, 0.7, 0.1], [0.6, 0.1, 0.4]])

@@ -2,10 +2,10 @@
 
 import importlib
 
+from scnet_d2.evaluation import ScoreFileError, ScoreTable, read_scores, write_scores
+
 import numpy as np
 import pytest
-
-from scnet_d2.evaluation import ScoreFileError, ScoreTable, read_scores, write_scores
 
 SCORES = np.array([[0.25, 0.5, 1], [0, 0.75, 0.125]], dtype=np.float32)
 LABELS = np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)

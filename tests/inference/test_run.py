@@ -3,14 +3,14 @@
 import re
 import shutil
 
+from scnet_d2 import ConfigError, model_zoo
+from scnet_d2.inference import load_run
+from scnet_d2.inference.run import find_model
+
 import huggingface_hub
 import pytest
 import torch
 from conftest import small_config
-
-from scnet_d2 import ConfigError, model_zoo
-from scnet_d2.inference import load_run
-from scnet_d2.inference.run import find_model
 
 
 @pytest.fixture

@@ -11,6 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
+from scnet_d2.inference.predictor import ImageMapper
+from scnet_d2.tagging import local_engine, ray_engine
+from scnet_d2.tagging import output as tag_output
+from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
+from scnet_d2.tagging.local_engine import ImageReader, TagOptions
+from scnet_d2.tagging.output import FORMATS
+from scnet_d2.tagging.program import main
+
 import cv2
 import numpy as np
 import processes
@@ -21,16 +31,6 @@ from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
-
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
-from scnet_d2.inference.predictor import ImageMapper
-from scnet_d2.tagging import local_engine, ray_engine
-from scnet_d2.tagging import output as tag_output
-from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
-from scnet_d2.tagging.local_engine import ImageReader, TagOptions
-from scnet_d2.tagging.output import FORMATS
-from scnet_d2.tagging.program import main
 
 BATCH = 2  # a chunk has eight batches
 
