@@ -16,7 +16,7 @@ import math
 import os
 import re
 import reprlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
@@ -218,11 +218,15 @@ def _correct_file_names(images: list[dict], image_root: str, problems: Problems)
     def exists(name: str) -> bool:
         return is_inside(image_root, name) and PathManager.isfile(os.path.join(image_root, name))
 
-    corrected = []
+    others = {}  # image id: the name under which its file exists
     for image in images:
-        name = image["file_name"]
-        others = list(_other_names(name, image_root))  # nearly always none: no file is looked for
-        if others and not exists(name) and (other := next(filter(exists, others), None)):
+        names = list(_other_names(image["file_name"], image_root))  # nearly always none
+        if names and not exists(image["file_name"]):
+            others[image["id"]] = next(filter(exists, names), None)
+    counts, corrected = Counter(others.values()), []
+    for image in images:
+        name, other = image["file_name"], others.get(image["id"])
+        if other and (counts[other] == 1 or not _leads_out(name)):  # a/1.jpg and b/1.jpg are two
             corrected.append(f"{name!r}, read as {other!r}")
             name = other
         if not is_inside(image_root, name):
@@ -239,14 +243,22 @@ def _correct_file_names(images: list[dict], image_root: str, problems: Problems)
 
 
 def _other_names(name: str, image_root: str) -> Iterator[str]:
-    """What a name with Windows' backslashes or with folders of the image root again may mean."""
+    """What a name may mean.
+
+    It may have Windows' backslashes or folders of the image root again, or lead to where a program
+    for labelling had the images.
+    """
     parts = name.replace("\\", "/").removeprefix("./").split("/")
     if "\\" in name:
         yield "/".join(parts)
     root = PurePath(os.path.abspath(image_root)).parts if len(parts) > 1 else ()
     for n in range(1, len(parts)):
-        if list(root[-n:]) == parts[:n]:
+        if list(root[-n:]) == parts[:n] or _leads_out(name):
             yield "/".join(parts[n:])
+
+
+def _leads_out(name: str) -> bool:
+    return re.match(r"([A-Za-z]:)?[\\/]|\.\.[\\/]", name) is not None
 
 
 def _read_sizes(images: list[dict], problems: Problems) -> None:

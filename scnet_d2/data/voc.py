@@ -23,7 +23,7 @@ from .labels import DEFAULT_POLICY, label_records
 from .problems import Fault, Problems, first_ones
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
-_ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG")
+_ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG", ".png", ".PNG")
 _STATES = ("-1", "0", "1")  # of an image in the list of a class
 _FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -58,7 +58,7 @@ def load_voc_multilabel(
     used. Objects with four zeros mark nothing and are no labels: ``empty_annotations``, only where
     there are any, holds their numbers in the file, from 1. ``image_labels`` and ``ignored_labels``
     are those of the default ``LabelPolicy``; ``get_multilabel_dicts`` applies another one. Images
-    end in .jpg, .JPG, .jpeg or .JPEG; ids may have spaces.
+    end in .jpg, .jpeg or .png, in capitals too; ids may have spaces.
 
     Args:
         dirname: folder with ``Annotations/``, ``ImageSets/Main/`` and ``JPEGImages/``.
@@ -124,7 +124,7 @@ def _image_id(row: str, annotation_dir: str) -> str:
     head, *state = row.rsplit(maxsplit=1)
     ending = os.path.splitext(row)[1]
     if not state:
-        if ending.lower() in (*_ENDINGS, ".png", ".xml") and not _exists(annotation_dir, row):
+        if ending.lower() in (*_ENDINGS, ".xml") and not _exists(annotation_dir, row):
             raise Fault("the name of a file", f"write the image id, without '{ending}'")
         return row
     candidates = [row, head] if state[0] in _STATES else [row]

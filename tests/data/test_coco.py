@@ -391,6 +391,33 @@ def test_file_name_is_corrected_where_that_finds_the_file(load, tmp_path, caplog
     assert f"first {name!r}, read as 'sub/a.png'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        r"..\..\label-studio\media\upload\4\a.png",
+        "../label/sub/a.png",
+        "/data/upload/sub/a.png",
+        r"C:\Users\me\sub\a.png",
+    ],
+)
+def test_file_name_of_the_place_where_it_was_labelled_is_corrected(load, tmp_path, caplog, name):
+    for file in ("a.png", "sub/a.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    expected = "sub/a.png" if "sub" in name else "a.png"
+    record = load(edited("images", 1, file_name=name))[0]
+    assert record["file_name"] == str(tmp_path / expected)
+    assert f"first {name!r}, read as {expected!r}" in caplog.text
+
+
+def test_two_places_of_which_one_file_is_left_are_refused(load, tmp_path):
+    (tmp_path / "a.png").touch()
+    content = edited("images", 1, file_name="../cats/a.png")
+    content["images"][2]["file_name"] = "../dogs/a.png"
+    with pytest.raises(DatasetError, match=r"2 times: .*cats/a\.png' leads out of .*dogs/a\.png'"):
+        load(content)
+
+
 def test_file_name_that_names_a_file_is_not_corrected(load, tmp_path, caplog):
     for name in (r"sub\a.png", "sub/a.png"):
         (tmp_path / "sub").mkdir(exist_ok=True)

@@ -269,8 +269,8 @@ def test_object_of_four_zeros_is_named_and_no_label(voc, caplog):
     assert "first object 2 of image a;" in caplog.text
 
 
-@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "JPEG"])
-def test_every_ending_of_a_jpeg_is_found(voc, ending):
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "JPEG", "png", "PNG"])
+def test_every_ending_of_an_image_is_found(voc, ending):
     write(voc, a=obj("dog"))
     Image.new("RGB", (33, 22)).save(voc / f"JPEGImages/a.{ending}")
     (record,) = DatasetCatalog.get(NAME)
