@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError
 
 # PIL reads more; for EPS it starts Ghostscript, on whatever the name of the file ends in.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_ASPECT_RATIO = 200  # of a strip; resized to INPUT.MAX_SIZE it must keep a short side
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")  # how a file goes on after 4 bytes
 _EXIF_ORIENTATION, _TURNED = 274, (5, 6, 7, 8)
 
 
@@ -104,7 +105,17 @@ def _fault(image: Image.Image) -> tuple[str, str] | None:
 
 
 def _unreadable(file_name: str, error: Exception) -> ImageError:
+    if isinstance(error, UnidentifiedImageError) and _is_heif(file_name):
+        return ImageError(
+            f"image '{file_name}' cannot be read: it is a HEIF photograph (.heic, of a telephone)",
+            "convert it to JPEG",
+        )
     return ImageError(
         f"image '{file_name}' cannot be read ({type(error).__name__}: {error})",
         "get the file again or remove the image from the data set",
     )
+
+
+def _is_heif(file_name: str) -> bool:
+    with PathManager.open(file_name, "rb") as f:
+        return f.read(12)[4:] in _HEIF

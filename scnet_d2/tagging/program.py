@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..evaluation import label_thresholds
-from ..inference import load_run
+from ..inference import OptsParser, load_run
 from ..inference.run import MODEL_HELP, class_names
 from .inputs import IMAGE_SUFFIXES, ImageFinder, InputList, read_list
 from .local_engine import MAX_PIXELS, TagOptions, tag_locally
@@ -288,7 +288,7 @@ def _number(kind: type, least: float, most: float = float("inf")):
 
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
-    parser = argparse.ArgumentParser(
+    parser = OptsParser(
         description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

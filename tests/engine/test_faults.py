@@ -176,6 +176,13 @@ def test_a_file_for_which_pil_would_start_a_program_is_refused(tmp_path):
         mapped(str(tmp_path / "eps.jpg"))
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_heif_photograph_named_jpg_is_called_so(tmp_path, brand):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(60))
+    with pytest.raises(ImageError, match=r"a\.jpg' cannot be read: it is a HEIF .*to JPEG\.$"):
+        mapped(str(tmp_path / "a.jpg"))
+
+
 @pytest.mark.parametrize("shape", [(0, 0, 3), (1, 3000, 3)])
 def test_the_predictor_names_the_size_of_an_unusable_array(random_model, shape):
     with pytest.raises(ValueError, match=f"{shape[1]} x {shape[0]} pixels is empty or narrower"):
@@ -370,6 +377,11 @@ def test_two_different_predictions_of_an_image_are_refused(dataset):
         (("SOLVER.MAX_ITER", "many"), r"SOLVER\.MAX_ITER takes a value of type int, not str"),
         (("SOLVER.BASE_LR", 1), r"SOLVER\.BASE_LR takes a value of type float.*with a point"),
         (("MODEL.SCNET", 1), r"MODEL\.SCNET takes a value of type CfgNode"),
+        (("SOLVER.MAX_ITER", "1e4"), r"type int, not float; write a whole number"),
+        (("DATASETS.TRAIN", "mine"), r"type tuple, not str; write \('mine',\)"),
+        (("SOLVER.STEPS", "(30000)"), r"type tuple, not int; write \(30000,\)"),
+        (("SOLVER.MAX_ITER=9",), r"write a space for the = of SOLVER\.MAX_ITER=9: KEY VALUE"),
+        (("datasets.train", "x"), r"no key datasets\.train; did you mean DATASETS\.TRAIN\?"),
         (("OUTPUT_DIR", "x", "--resume"), r"--resume .* options stand before config keys"),
         (("OUTPUT_DIR", "x", "--num-gpus", "2"), r"--num-gpus stands after OUTPUT_DIR; options"),
     ],
@@ -399,6 +411,15 @@ def test_a_faulty_config_file_is_named_with_its_fault(tmp_path, content, message
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(ConfigError, match=rf"config file '{tmp_path}/a\.yaml': .*{message}"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_the_home_folder_in_a_config_file_is_the_user_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/mine")
+    keys = "OUTPUT_DIR: ~/runs\nMODEL: {WEIGHTS: ~/w.pth}\nTEST: {LABEL_THRESHOLDS: ~/t.json}"
+    (tmp_path / "a.yaml").write_text(keys)
+    cfg = load_config(tmp_path / "a.yaml")
+    paths = cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.TEST.LABEL_THRESHOLDS
+    assert paths == ("/home/mine/runs", "/home/mine/w.pth", "/home/mine/t.json")
 
 
 @pytest.mark.parametrize("name", ["", "none.yaml"])
@@ -688,6 +709,46 @@ def test_the_demo_labels_the_images_of_a_folder(tmp_path):
         (tmp_path / name).touch()
     found = importlib.import_module("demo").find_files([str(tmp_path), "missing.png"])
     assert list(found) == [f"{tmp_path}/a.png", f"{tmp_path}/b/2.JPG", "missing.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--output a.jpg", "a.jpg is named as a picture: give a folder"),
+        ("--output a MODEL.DEVICE cpu", "MODEL.DEVICE cpu; config keys stand after --opts, at the"),
+        (
+            "--opts MODEL.DEVICE cpu --output a",
+            "required: --output; config keys stand after",
+        ),
+    ],
+)
+def test_the_demo_says_how_its_arguments_are_written(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("demo").get_parser().parse_args(
+            ["--model", "m", "--input", "a.jpg", *arguments.split()]
+        )
+    assert message in capsys.readouterr().err
+
+
+def test_the_demo_takes_the_threshold_as_detectron2_s_demo():
+    arguments = "--model m --input a.jpg --output a --confidence-threshold 0.6"
+    args = importlib.import_module("demo").get_parser().parse_args(arguments.split())
+    assert args.threshold == 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("clip.mp4", "is no image, but a video: take frames from it"),
+        ("nothere", "does not exist, and its name is not that of an image"),
+        ("*.bmp", "no file matches this pattern"),
+    ],
+)
+def test_the_demo_refuses_what_is_no_image_before_it_writes(random_model, tmp_path, name, message):
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(ValueError, match=message):
+        label(random_model, tmp_path, [str(tmp_path / name)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_survives_unusable_images_and_counts_them(random_model, tmp_path):

@@ -292,6 +292,14 @@ def test_the_checkpoints_of_a_run_hold_its_class_names_and_those_without_them_ar
         assert read_checkpoint(str(tmp_path / file))["class_names"] == ["cat", "dog"]
 
 
+def test_resume_without_a_checkpoint_says_from_what_it_starts(tmp_path, caplog):
+    tiny_trainer(tmp_path, resume=True)
+    assert f"{tmp_path} holds no checkpoint: starting from random weights" in caplog.text
+    caplog.clear()
+    tiny_trainer(tmp_path)
+    assert "holds no checkpoint" not in caplog.text
+
+
 def test_a_checkpoint_of_another_optimizer_is_refused_with_the_key(tmp_path):
     tiny_trainer(tmp_path).train()
     with pytest.raises(CheckpointError, match=r"model_final\.pth.*SOLVER\.OPTIMIZER"):

@@ -129,6 +129,19 @@ def test_what_is_no_model_is_named_with_what_is_taken(source, message, zoo, fold
     assert "\n" not in str(error.value)
 
 
+def test_weights_in_the_place_of_a_model_are_called_so(tmp_path):
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(ConfigError, match=r"w\.pth' are weights: give their folder, or a config"):
+        find_model(tmp_path / "w.pth")
+
+
+def test_a_model_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    assert find_model("~/run") == tmp_path / "run"
+
+
 @pytest.mark.parametrize("source", ["run/config.yaml", "./user/name", "/user/name", "a/b/c"])
 def test_a_path_is_not_looked_for_on_the_hub(source, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail())

@@ -214,6 +214,36 @@ def test_lists_have_lines_or_zero_bytes_and_any_names():
     assert len(list(read_list(io.BytesIO(long)))) == 20_000
 
 
+def test_what_windows_puts_around_the_lines_of_a_list_is_taken_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '"b.jpg"').touch()  # a name with quotes
+    lines = '\ufeffa.jpg\r\n"C d.jpg"\r\n"b.jpg"'.encode()
+    assert list(read_list(io.BytesIO(lines))) == ["a.jpg", "C d.jpg", '"b.jpg"']
+    with pytest.raises(ValueError, match="the list is UTF-16: save it in UTF-8"):
+        list(read_list(io.BytesIO("a.jpg\n".encode("utf-16"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list.txt", "is no image, but a list: scnet-tag takes its lines with - < "),
+        ("clip.MP4", "is no image, but a video: take frames from it, as with ffmpeg -i "),
+        ("https://a.org/b.jpg", "https://a.org/b.jpg is an address: download the image"),
+    ],
+)
+def test_a_list_a_video_and_an_address_are_refused_and_leave_no_line(
+    name, message, tag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    if "/" not in name:
+        (tmp_path / name).touch()
+        others = list(ImageFinder().find([name, "a.jpg"], []))  # as a shell gives for *
+        assert others == [name, "a.jpg"]
+    assert tag(name, output=tmp_path / "labels.jsonl") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
 def test_a_list_on_standard_input_is_tagged(tag, whole, photos, tmp_path, monkeypatch):
     (photos / os.fsdecode(b"\xff.png")).unlink(missing_ok=True)
     odd = tmp_path / os.fsdecode(b"\xff\n.png")  # not UTF-8
