@@ -131,17 +131,17 @@ def unusable_boxes(records: list[dict], problems: Problems) -> None:
     boxes = [a["bbox"] for r in records for a in r["annotations"]]
     if boxes and all(x1 - x0 < 1 and y1 - y0 < 1 for x0, y0, x1, y1 in boxes):
         problems.add(
-            f"all {len(boxes):,} boxes are smaller than a pixel: are they relative coordinates, "
-            "from 0 to 1?",
-            "write pixels: x and width times the width of the image, y and height times its height",
+            f"all {len(boxes):,} boxes are smaller than a pixel",
+            "are they relative coordinates, from 0 to 1? Write pixels: x and width times the width "
+            "of the image, y and height times its height",
         )
     past = sum(r.get("boxes_past_edge", 0) for r in records)
     total = len(boxes) + sum(len(r.get("annotations_without_box", ())) for r in records)
     if past > total / 2:
         problems.add(
-            f"{past:,} of {total:,} boxes end past the right or lower edge of their image: are they"
-            " [x0, y0, x1, y1]?",
-            "write [x, y, width, height], or correct width and height of the images",
+            f"{past:,} of {total:,} boxes end past the right or lower edge of their image",
+            "are they [x0, y0, x1, y1]? A json has [x, y, width, height]. Else, are width and "
+            "height of the images those of the files?",
         )
 
 

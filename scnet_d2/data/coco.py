@@ -393,7 +393,8 @@ def _check(content: Any, problems: Problems) -> None:
     """Add what is wrong with a json, and take the entries out that cannot be checked further."""
     if not isinstance(content, dict):
         raise DatasetError(
-            f"{problems.source}: a json {type(content).__name__}, not a COCO-format dict."
+            f"{problems.source}: a json {type(content).__name__}, not a COCO-format dict; export "
+            "it as COCO."
         )
     for section in _FIELDS:
         _check_list(content, section, problems)
@@ -430,10 +431,11 @@ def _good_entries(
     for position, entry in enumerate(entries):
         wrong = _wrong_fields(entry, fields)
         if wrong:
+            masks = "; polygons give a box, masks do not" if "bbox" in wrong else ""
             problems.add(
                 f"{section}[{position}] lacks a valid {', '.join(wrong)}"
                 f"{_description(entry, wrong[0], fields)}",
-                f"correct {' and '.join(wrong)} in '{section}'",
+                f"correct {' and '.join(wrong)} in '{section}'{masks}",
             )
             continue
         if entry["id"] in seen:

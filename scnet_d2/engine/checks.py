@@ -67,6 +67,11 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
     datasets = tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
     for dataset in datasets:
         found = class_names(dataset)
+        if len(names) == head != len(found) and (eval_only or dataset != datasets[0]):
+            raise ValueError(
+                f"data set {dataset} has {len(found)} classes, {source} and the model have {head}: "
+                "write the same categories into all files, also those without annotations"
+            )
         if not len(found) == head == len(names or found):
             raise ValueError(
                 f"data set {dataset} has {len(found)} classes and the model {head}; "

@@ -218,8 +218,11 @@ def _begins(path: Path, start: str) -> bool:
 
 
 def _replacing(path: Path) -> AbstractContextManager[TextIO]:
-    """Open a text file that takes its name when it is whole; names of files may be any bytes."""
-    return replacing(path, "w", errors="surrogateescape", newline="")
+    """Open a text file that takes its name when it is whole.
+
+    Bytes of file names that are not UTF-8 stand in it as in JSON, see docs/tagging.md.
+    """
+    return replacing(path, "w", errors="backslashreplace", newline="")
 
 
 def _write_csv(file: TextIO, records: Iterable[dict]) -> None:

@@ -94,6 +94,26 @@ def test_three_disagreeing_numbers_of_classes_are_named():
         check_num_classes(cfg)
 
 
+@pytest.fixture
+def cats():
+    """A data set of one class."""
+    DatasetCatalog.register("checked_cats", list)
+    MetadataCatalog.get("checked_cats").thing_classes = ["cat"]
+    yield "checked_cats"
+    DatasetCatalog.remove("checked_cats")
+    MetadataCatalog.remove("checked_cats")
+
+
+@pytest.mark.parametrize(
+    ("eval_only", "names"), [(False, []), (False, list(CLASSES)), (True, list(CLASSES))]
+)
+def test_a_second_data_set_with_fewer_categories_is_the_one_to_correct(cats, names, eval_only):
+    cfg = small_config("DATASETS.TEST", (cats,), "DATASETS.VAL", (), "DATASETS.CLASS_NAMES", names)
+    message = f"{cats} has 1 classes, .* and the model have 14: write the same categories into all"
+    with pytest.raises(ValueError, match=message):
+        check_num_classes(cfg, eval_only=eval_only)
+
+
 def test_class_names_alone_that_disagree_are_an_error():
     with pytest.raises(ValueError, match=r"the model 14; DATASETS\.CLASS_NAMES has 1"):
         check_num_classes(small_config("DATASETS.CLASS_NAMES", ["cat"]))

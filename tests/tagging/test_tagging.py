@@ -153,6 +153,16 @@ def test_csv_keeps_images_without_labels_and_images_that_failed(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("file_format", ["csv", "coco", "jsonl"])
+def test_a_file_name_that_is_not_utf8_is_written_in_utf8_and_can_be_had_back(tmp_path, file_format):
+    names = [os.fsdecode(b"\xe4\xff.png"), "ä.png"]
+    lines = [{"file": name, "width": 4, "height": 3, "labels": []} for name in names]
+    text = write_as(tmp_path / "a", file_format, lines).read_bytes().decode()
+    assert r"\udce4\udcff.png" in text
+    assert os.fsencode(json.loads(r'"\udce4\udcff.png"')) == b"\xe4\xff.png"
+    assert file_format != "csv" or "ä.png" in text
+
+
 def test_coco_json_is_read_by_pycocotools(whole, tmp_path):
     failed = {"file": "bad.png", "error": "ValueError: broken"}
     path = write_as(tmp_path / "labels.json", "coco", [failed, *records(whole)])

@@ -113,10 +113,10 @@ def annotate(tmp_path):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "all 3 boxes are smaller than a pixel: are they relative"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "all 3 boxes are smaller than a pixel; are they relative"),
         (
             {"bbox": [4, 2, 8, 6]},
-            "3 of 3 boxes end past the right or lower edge of their image: ar",
+            "3 of 3 boxes end past the right or lower edge of their image; ar",
         ),
         ({"iscrowd": 1}, "3 of 3 annotations are crowds: no training boxes"),
     ],
