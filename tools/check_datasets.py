@@ -98,6 +98,7 @@ def check(
     if not complete:
         print("".join(f"\n{part}" for part in parts))
     unusable_boxes(stored, problems)
+    repeated_files(records, problems)
     present = missing_files(records, problems)
     empty_classes(classes, counts, problems)
     if images:
@@ -148,6 +149,16 @@ def unusable_boxes(records: list[dict], problems: Problems) -> None:
 def labelled(records: list[dict]) -> list[dict]:
     """The images with at least one label, ignored ones included."""
     return [r for r in records if r["image_labels"] or r["ignored_labels"]]
+
+
+def repeated_files(records: list[dict], problems: Problems) -> None:
+    """Image files of several entries: each has a part of the labels, or those of another image."""
+    for file, count in Counter(r["file_name"] for r in records).items():
+        if count > 1:
+            problems.add(
+                f"image file '{file}' is listed {count} times",
+                "merge its entries and their annotations, or give each image a file of its own",
+            )
 
 
 def missing_files(records: list[dict], problems: Problems) -> list[dict]:

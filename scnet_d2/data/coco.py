@@ -148,7 +148,7 @@ def load_coco_multilabel(
     problems = Problems(json_file)
     _check(content, problems)
     _drop_repeated_categories(content, problems)
-    _correct_file_names(content["images"], os.fspath(image_root), problems)
+    content["images"] = _with_paths(content["images"], os.fspath(image_root), problems)
     _read_sizes(content["images"], problems)
     problems.raise_any(content["images"])
     categories = sorted(content["categories"], key=lambda c: c["id"])
@@ -209,8 +209,8 @@ def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_
         )
 
 
-def _correct_file_names(images: list[dict], image_root: str, problems: Problems) -> None:
-    """Make the file names paths.
+def _with_paths(images: list[dict], image_root: str, problems: Problems) -> list[dict]:
+    """The images of this folder, their file names made paths.
 
     Where one names no file, the name under which it exists takes its place, with a line.
     """
@@ -223,23 +223,26 @@ def _correct_file_names(images: list[dict], image_root: str, problems: Problems)
         names = list(_other_names(image["file_name"], image_root))  # nearly always none
         if names and not exists(image["file_name"]):
             others[image["id"]] = next(filter(exists, names), None)
-    counts, corrected = Counter(others.values()), []
+    counts = Counter(others.get(image["id"]) or image["file_name"] for image in images)
+    inside, corrected = [], []
     for image in images:
         name, other = image["file_name"], others.get(image["id"])
         if other and (counts[other] == 1 or not _leads_out(name)):  # a/1.jpg and b/1.jpg are two
             corrected.append(f"{name!r}, read as {other!r}")
             name = other
-        if not is_inside(image_root, name):
+        if is_inside(image_root, name):
+            inside.append({**image, "file_name": os.path.join(image_root, name)})
+        else:
             problems.add(
                 f"image {image['id']!r}: {name!r} leads out of '{image_root}'",
                 "correct it, or choose a folder that holds all images",
             )
-        image["file_name"] = os.path.join(image_root, name)
     if corrected:
         logger.warning(
             f"{problems.source}: {len(corrected)} file names name no file of '{image_root}' and "
             f"are read under corrected names, first {first_ones(corrected)}."
         )
+    return inside
 
 
 def _other_names(name: str, image_root: str) -> Iterator[str]:

@@ -416,6 +416,10 @@ def test_two_places_of_which_one_file_is_left_are_refused(load, tmp_path):
     content["images"][2]["file_name"] = "../dogs/a.png"
     with pytest.raises(DatasetError, match=r"2 times: .*cats/a\.png' leads out of .*dogs/a\.png'"):
         load(content)
+    content["images"][2]["file_name"] = "a.png"
+    with pytest.raises(DatasetError, match=r"cats/a\.png' leads out of") as error:
+        load(content)
+    assert [Path(r["file_name"]).name for r in error.value.records] == ["9.png", "a.png"]
 
 
 def test_file_name_that_names_a_file_is_not_corrected(load, tmp_path, caplog):

@@ -55,6 +55,14 @@ def test_labels_are_counted_under_the_policy_of_a_config_file(capsys, data, tmp_
     assert "no image has 1 of the 2 classes, dog: these" in found
 
 
+def test_a_file_of_several_entries_is_named(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    content["images"][2]["file_name"] = "0.png"
+    (tmp_path / "json").write_text(json.dumps(content))
+    (found,), _ = problems(capsys, data)
+    assert f"image file '{tmp_path}/0.png' is listed 2 times; merge its entries" in found
+
+
 def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
     (tmp_path / "1.png").unlink()
     (found,), _ = problems(capsys, data)
