@@ -55,8 +55,10 @@ def setup(args) -> CfgNode:
 
 def _start_log(cfg: CfgNode, args) -> None:
     """What Detectron2's `default_setup` logs; it also writes config.yaml, too early: see `main`."""
+    rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "scnet_d2"):
-        setup_logger(_log_dir(cfg, args.eval_only), distributed_rank=comm.get_rank(), name=name)
+        setup_logger(_log_dir(cfg, args.eval_only), distributed_rank=rank, name=name)
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     logger.info("Environment info:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
     logger.info("Running with full config:\n%s", cfg.dump())

@@ -262,7 +262,8 @@ def _read_csv_rows(
         text = path.read_text(encoding="utf-8-sig")  # Excel begins with a BOM
     except UnicodeDecodeError as error:
         raise ScoreFileError(f"{path}: not UTF-8 ({error}); save it as CSV in UTF-8") from error
-    separator = re.match("(?:image_id|)([;\t]|)", text.replace('"', ""))[1] or ","
+    first = text.partition("\n")[0].replace('"', "")
+    separator = re.match("(?:image_id|)([;\t]|)", first)[1] or ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     header = [name.strip() for name in next(reader, [])]
     index = header[:2] == ["", "image_id"]  # of rows, as pandas writes it
@@ -292,7 +293,7 @@ def _read_csv_rows(
 
 def _read_json(path: Path, labels_path: object) -> ScoreTable:
     """A list of images with their scores and labels."""
-    images = json.loads(path.read_text(encoding="utf-8"))
+    images = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without BOM
     if not isinstance(images, list) or not images:
         raise ValueError("is not a list of images")
     first = images[0]["scores"]

@@ -81,11 +81,13 @@ def read_list(stream: BinaryIO, separator: bytes = b"\n") -> Iterator[str]:
     Raises:
         ValueError: if it is UTF-16.
     """
-    decode = os.fsdecode if separator == b"\0" else _line
+    decode = os.fsdecode
     rest, block = b"", stream.read(1 << 16)
-    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("the list is UTF-16: save it in UTF-8")
-    block = block.removeprefix(codecs.BOM_UTF8)
+    if separator == b"\n":
+        decode = _line
+        if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("the list is UTF-16: save it in UTF-8")
+        block = block.removeprefix(codecs.BOM_UTF8)
     while block:
         *entries, rest = (rest + block).split(separator)
         yield from (decode(e) for e in entries if e.strip())

@@ -357,7 +357,7 @@ def test_tool_gives_the_evaluators_numbers_for_its_file(tool, dataset, tmp_path,
 def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
     (tmp_path / "scores.csv").write_text(CSV_SCORES, encoding="utf-8-sig")  # as Excel writes it
     (tmp_path / "labels.csv").write_text(CSV_LABELS)
-    (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES))
+    (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES), encoding="utf-8-sig")
     (tmp_path / "positions.json").write_text(json.dumps(JSON_POSITIONS))
     from_csv = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
     assert [from_csv[key] for key in SEVEN] == [100.0] * 7  # cat's 0.8 in b.jpg is left out
