@@ -310,6 +310,17 @@ def _read_json(path: Path, labels_path: object) -> ScoreTable:
     )
 
 
+def _label_set(image: dict[str, Any], key: str) -> set[Any]:
+    labels = image["labels"] if key == "labels" else image.get(key, ())
+    labels = [labels] if isinstance(labels, str) else labels
+    if len(set(labels)) < len(labels):  # as 0 or 1 for each class
+        raise ValueError(
+            f"image {image.get('image_id')}: {key} {labels} name a class twice; write the names or "
+            "positions of the classes that it has"
+        )
+    return set(labels)
+
+
 def _read_json_image(
     image: dict[str, Any], classes: list[Any]
 ) -> tuple[list[float], list[bool], list[bool]]:
@@ -317,7 +328,7 @@ def _read_json_image(
     scores = (
         image["scores"] if isinstance(image["scores"], dict) else dict(enumerate(image["scores"]))
     )
-    labels, ignored = set(image["labels"]), set(image.get("ignored", ()))
+    labels, ignored = (_label_set(image, key) for key in ("labels", "ignored"))
     different = (scores.keys() ^ set(classes)) | ((labels | ignored) - set(classes))
     if different:
         raise ValueError(

@@ -357,11 +357,14 @@ def test_tool_gives_the_evaluators_numbers_for_its_file(tool, dataset, tmp_path,
 def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
     (tmp_path / "scores.csv").write_text(CSV_SCORES, encoding="utf-8-sig")  # as Excel writes it
     (tmp_path / "labels.csv").write_text(CSV_LABELS)
+    names = [JSON_NAMES[0] | {"labels": "cat"}, JSON_NAMES[1]]  # a text for a list of one
+    (tmp_path / "text.json").write_text(json.dumps(names))
     (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES), encoding="utf-8-sig")
     (tmp_path / "positions.json").write_text(json.dumps(JSON_POSITIONS))
     from_csv = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
     assert [from_csv[key] for key in SEVEN] == [100.0] * 7  # cat's 0.8 in b.jpg is left out
     assert run_tool(tool, capsys, tmp_path / "names.json") == from_csv
+    assert run_tool(tool, capsys, tmp_path / "text.json") == from_csv
     positions = run_tool(tool, capsys, tmp_path / "positions.json")
     assert list(positions.values()) == list(from_csv.values())
 
@@ -471,6 +474,12 @@ def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
         ("a.json", '[{"image_id": 1, "scores": [0.5]}]', None, "no 'labels'"),
         ("a.json", json.dumps([*JSON_NAMES, JSON_POSITIONS[0]]), None, "image a.jpg: class"),
         ("a.json", json.dumps([JSON_NAMES[0]] * 2), None, "image a.jpg comes twice"),
+        (
+            "a.json",
+            json.dumps([{"image_id": "a.jpg", "scores": [0.9, 0.1, 0.8], "labels": [1, 0, 1]}]),
+            None,
+            r"image a\.jpg: labels \[1, 0, 1\] name a class twice; write the names or positions",
+        ),
         ("a.csv", CSV_SCORES.replace("dog", "cat"), CSV_LABELS, "more than one column of a name"),
         ("a.npz", "not a zip", None, "a.npz"),
         ("a.npz", "", None, "a.npz"),
