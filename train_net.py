@@ -1,13 +1,8 @@
 #!/usr/bin/env python
 """Train and evaluate SCNet, or any Detectron2 model, on image-level labels."""
 
+import logging
 import os
-import re
-
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from scnet_d2 import load_config, use_available_device
 from scnet_d2.checkpoint import SCNetCheckpointer, replace_file
@@ -22,8 +17,18 @@ from scnet_d2.engine import (
     warn_of_leaks,
 )
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
 _OF_A_RUN = ("last_checkpoint", "metrics.json")
-_CHECKPOINT = re.compile(r"(model_(final|best|\d+)|before_non_finite_\d+)\.pth")
+_WEIGHTS = (".pth", ".pkl", ".safetensors")
+
+logger = logging.getLogger("scnet_d2")
 
 
 def setup(args) -> CfgNode:
@@ -32,8 +37,8 @@ def setup(args) -> CfgNode:
     use_available_device(cfg)
     if _holds_run(cfg.OUTPUT_DIR) and not (args.resume or args.eval_only):
         raise FileExistsError(
-            f"{cfg.OUTPUT_DIR} holds another run; continue it with --resume, or choose a new "
-            "folder with: OUTPUT_DIR <folder>"
+            f"{cfg.OUTPUT_DIR} holds another run, or weights; continue a run with --resume, or "
+            "choose a new folder with: OUTPUT_DIR <folder>"
         )
     check_output_dir(cfg.OUTPUT_DIR)
     register_coco_arguments(args)
@@ -41,21 +46,26 @@ def setup(args) -> CfgNode:
     if not cfg.DATASETS.CLASS_NAMES and datasets:
         cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
     cfg.freeze()
-    log_dir = _log_dir(cfg, args.eval_only)
-    log_cfg = cfg.clone()
-    log_cfg.defrost()
-    log_cfg.OUTPUT_DIR = log_dir
-    earlier = _earlier_config(log_dir) if args.resume and not args.eval_only else ""
-    default_setup(log_cfg, args)
-    if earlier and comm.is_main_process():  # until the run is known to go on: see `main`
-        _write_config(log_dir, earlier)
-    setup_logger(log_dir, distributed_rank=comm.get_rank(), name="scnet_d2")
+    _start_log(cfg, args)
+    seed_all_rng(cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else None)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     warn_of_leaks(cfg)
     return cfg
 
 
+def _start_log(cfg: CfgNode, args) -> None:
+    """What Detectron2's `default_setup` logs; it also writes config.yaml, too early: see `main`."""
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "scnet_d2"):
+        setup_logger(_log_dir(cfg, args.eval_only), distributed_rank=rank, name=name)
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    logger.info("Environment info:\n%s", collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    logger.info("Running with full config:\n%s", cfg.dump())
+
+
 def _log_dir(cfg: CfgNode, eval_only: bool) -> str:
-    """Where log and config.yaml go: an evaluation leaves those of the training run as they are.
+    """Where log and config.yaml go: an evaluation leaves those of the weights' run as they are.
 
     The config.yaml of a run tells what its weights were trained on (`warn_of_leaks`).
     """
@@ -63,36 +73,29 @@ def _log_dir(cfg: CfgNode, eval_only: bool) -> str:
     return os.path.join(cfg.OUTPUT_DIR, "inference") if of_a_run else cfg.OUTPUT_DIR
 
 
-def _earlier_config(folder: str) -> str:
-    """config.yaml of the run there; "" where there is none."""
-    path = os.path.join(folder, "config.yaml")
-    if not os.path.isfile(path):
-        return ""
-    with open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-def _write_config(folder: str, text: str) -> None:
-    replace_file(os.path.join(folder, "config.yaml"), lambda file: file.write(text.encode()))
+def _write_config(cfg: CfgNode, args) -> None:
+    if comm.is_main_process():
+        path = os.path.join(_log_dir(cfg, args.eval_only), "config.yaml")
+        replace_file(path, lambda file: file.write(cfg.dump().encode()))
 
 
 def _holds_run(folder: str) -> bool:
     """Whether a run has left anything there that another one would write over or mix with its own.
 
-    The first thing that training writes after its log is metrics.json.
+    The first thing that training writes after its log and config is metrics.json. A config.yaml
+    tells of all weights beside it what they were trained on, of whatever name they are.
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    return any(name in _OF_A_RUN or _CHECKPOINT.fullmatch(name) for name in names)
+    return any(name in _OF_A_RUN or name.endswith(_WEIGHTS) for name in names)
 
 
 def main(args):
-    """Train, or evaluate with --eval-only."""
+    """Train, or evaluate with --eval-only; config.yaml is written when all checks have passed."""
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        if args.resume and comm.is_main_process():
-            _write_config(cfg.OUTPUT_DIR, cfg.dump())
+        _write_config(cfg, args)
         return trainer.train()
 
     if not (cfg.MODEL.WEIGHTS or args.resume):
@@ -103,6 +106,7 @@ def main(args):
     names = cfg.DATASETS.CLASS_NAMES
     checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True, class_names=names)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    _write_config(cfg, args)
     return Trainer.test(cfg, model)
 
 

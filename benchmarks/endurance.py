@@ -25,18 +25,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from detectron2.engine import HookBase, default_setup
-from detectron2.evaluation import inference_on_dataset
-from tabulate import tabulate
-from tqdm import tqdm
-
 from scnet_d2 import load_config, use_available_device
 from scnet_d2.checkpoint import read_checkpoint
 from scnet_d2.data import register_coco_multilabel
 from scnet_d2.data.context_scenes import SPLITS, SceneConfig, generate
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import MultiLabelEvaluator
+
+import torch
+from detectron2.engine import HookBase, default_setup
+from detectron2.evaluation import inference_on_dataset
+from tabulate import tabulate
+from tqdm import tqdm
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIG = REPO / "configs" / "ContextScenes" / "scnet_R_18_FPN_160px.yaml"

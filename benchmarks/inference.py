@@ -14,6 +14,14 @@ import argparse
 import contextlib
 from functools import partial
 
+from scnet_d2.config import has_fast_bfloat16
+from scnet_d2.inference.optimize import (
+    compute_in,
+    fold_batch_norm,
+    optimize_for_inference,
+    thread_roi_align,
+)
+
 import torch
 from speed import (
     Result,
@@ -31,14 +39,6 @@ from speed import (
     to_text,
 )
 from torch import nn
-
-from scnet_d2.config import has_fast_bfloat16
-from scnet_d2.inference.optimize import (
-    compute_in,
-    fold_batch_norm,
-    optimize_for_inference,
-    thread_roi_align,
-)
 
 BOXES, SCORES_ONLY = "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.SCNET.IMAGE_SCORES_ONLY"
 TABLES = ("models", "steps", "boxes", "classes", "size", "profile")

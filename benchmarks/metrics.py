@@ -17,11 +17,11 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
+from scnet_d2.evaluation.metrics import multilabel_metrics
+
 import numpy as np
 from sklearn.metrics import average_precision_score
 from tabulate import tabulate
-
-from scnet_d2.evaluation.metrics import multilabel_metrics
 
 
 def make_inputs(images: int, classes: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from scnet_d2 import add_scnet_config
+from scnet_d2.engine import Trainer
+
 import cv2
 import numpy as np
 import torch
@@ -25,9 +28,6 @@ from detectron2.model_zoo import get_config_file
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
-
-from scnet_d2 import add_scnet_config
-from scnet_d2.engine import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "COCO-MultiLabel"
 # Backbone -> SCNet's config, and that of Detectron2's Faster R-CNN.

@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from scnet_d2 import add_scnet_config
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-
-from scnet_d2 import add_scnet_config
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 
 REPO = Path(__file__).resolve().parent.parent
 SCENES = 200

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 
+from scnet_d2.config import has_fast_bfloat16
+from scnet_d2.engine import Trainer
+
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -29,9 +32,6 @@ from speed import (
     to_text,
 )
 from torch import nn
-
-from scnet_d2.config import has_fast_bfloat16
-from scnet_d2.engine import Trainer
 
 SAMPLED = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"
 SMALL_STEPS = ("SOLVER.BASE_LR", 1e-6)  # random weights diverge at the recipes' rate

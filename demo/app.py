@@ -7,11 +7,6 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
-from PIL import Image
-
 from scnet_d2.app.label_page import (
     PHOTO_SIDE,
     SCRIPT,
@@ -21,8 +16,13 @@ from scnet_d2.app.label_page import (
     page_html,
 )
 from scnet_d2.data import ImageError, read_image
-from scnet_d2.inference import SCNetPredictor, add_model_options, load_run
+from scnet_d2.inference import OptsParser, SCNetPredictor, add_model_options, load_run
 from scnet_d2.report.templates import jpeg_url
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from PIL import Image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 try:
@@ -271,7 +271,7 @@ def main(args) -> gr.Blocks:
 
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OptsParser(description=__doc__)
     add_model_options(parser)
     parser.add_argument("--examples", metavar="FOLDER", help="images to pick from on the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")

@@ -2,21 +2,16 @@
 """Label photographs: a picture with boxes and score bars for each, and one JSON line."""
 
 import argparse
-import glob
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import tqdm
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
-
 from scnet_d2.data import ImageError, read_image
 from scnet_d2.evaluation import predicted
 from scnet_d2.inference import (
+    OptsParser,
     SCNetPredictor,
     add_model_options,
     describe_labels,
@@ -25,7 +20,11 @@ from scnet_d2.inference import (
     rounded_scores,
 )
 from scnet_d2.outputs import new_folder, write_image
-from scnet_d2.tagging.inputs import ImageFinder
+from scnet_d2.tagging.inputs import IMAGE_SUFFIXES, ImageFinder
+
+import tqdm
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
 
 LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
@@ -67,16 +66,17 @@ def main(args) -> int:
     return bad
 
 
-def find_files(patterns: list[str]) -> Iterator[str]:
-    """The files that patterns stand for, and the images of folders, as `scnet-tag` finds them.
+def find_files(arguments: list[str]) -> Iterator[str]:
+    """The files that arguments stand for, and the images of folders, as `scnet-tag` finds them.
 
-    A pattern that matches none and a folder without images stand for themselves.
+    A folder without images stands for itself.
+
+    Raises:
+        ValueError: see `ImageFinder.find`.
     """
-    for pattern in patterns:
-        found = [] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        for path in found or [pattern]:
-            images = list(ImageFinder().find([path], [])) if os.path.isdir(path) else []
-            yield from images or [path]
+    for argument in arguments:
+        found = list(ImageFinder().find([argument], []))
+        yield from found or [argument]
 
 
 def _plain(name: str) -> str:
@@ -108,17 +108,30 @@ def make_record(file: str, image, labels: list[dict], thresholds: dict[str, floa
     return {"file": file, "width": width, "height": height, "labels": rounded_scores(chosen)}
 
 
+def picture_folder(path: str) -> Path:
+    """See `new_folder`; a folder that is named as a picture is meant for one.
+
+    Raises:
+        argparse.ArgumentTypeError: also for such a name.
+    """
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{path} is named as a picture: give a folder")
+    return new_folder(path)
+
+
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OptsParser(description=__doc__)
     add_model_options(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILES", help="files, folders, globs"
     )
     parser.add_argument(
-        "--output", required=True, metavar="DIR", type=new_folder, help="a new or empty folder"
+        "--output", required=True, metavar="DIR", type=picture_folder, help="a new or empty folder"
     )
-    parser.add_argument("--threshold", type=float, help="default: the config's")
+    parser.add_argument(
+        "--threshold", "--confidence-threshold", type=float, help="default: the config's"
+    )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="config keys, for example MODEL.WEIGHTS model_final.pth",

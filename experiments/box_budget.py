@@ -12,12 +12,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-from tabulate import tabulate
-from tqdm import tqdm
-
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import Trainer
@@ -26,6 +20,12 @@ from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import load_run
 from scnet_d2.modeling import SCNet
 from scnet_d2.outputs import new_file, write_json
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from tqdm import tqdm
 
 NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
 

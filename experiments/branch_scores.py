@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from scnet_d2.modeling import SCNet
+
+import torch
 
 
 class BranchScores(NamedTuple):

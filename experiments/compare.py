@@ -24,14 +24,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import yaml
-from tqdm import tqdm
-
 from scnet_d2.data.coco import load_coco_multilabel
 from scnet_d2.data.context_scenes import SPLITS, SceneConfig, context_blind_scores, generate
 from scnet_d2.evaluation import ScoreTable, multilabel_metrics, read_scores, write_scores
 from scnet_d2.outputs import write_json
+
+import numpy as np
+import yaml
+from tqdm import tqdm
 
 REPO = Path(__file__).resolve().parent.parent
 LAYOUT = "{l_bar}{bar}| {n:.1f}/{total} cells [{elapsed}<{remaining}]"

@@ -13,13 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from branch_scores import BranchScores, Recorder
-from detectron2.config import CfgNode
-from tabulate import tabulate
-from tqdm import tqdm
-
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import Trainer
@@ -29,6 +22,13 @@ from scnet_d2.inference import load_run
 from scnet_d2.modeling.aggregation import logsumexp, noisy_or, topk_mean
 from scnet_d2.modeling.aggregation import max as max_score
 from scnet_d2.outputs import new_file, write_json
+
+import numpy as np
+import torch
+from branch_scores import BranchScores, Recorder
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from tqdm import tqdm
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DEFAULT = "mean, λ = 0.5"

@@ -19,6 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from scnet_d2.evaluation import bootstrap_map, multilabel_metrics, read_scores
+from scnet_d2.outputs import replacing, write_json
+
 import compare_fusion
 import numpy as np
 import occlusion_test
@@ -29,9 +32,6 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from tabulate import tabulate
 from tqdm import tqdm
-
-from scnet_d2.evaluation import bootstrap_map, multilabel_metrics, read_scores
-from scnet_d2.outputs import replacing, write_json
 
 HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"

@@ -12,13 +12,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from branch_scores import Recorder
-from detectron2.structures import BoxMode
-from tabulate import tabulate
-from tqdm import tqdm
-
 from scnet_d2.data import (
     LabelPolicy,
     add_register_coco_argument,
@@ -31,6 +24,13 @@ from scnet_d2.evaluation.multilabel_evaluator import ground_truth
 from scnet_d2.inference import SCNetPredictor, load_run
 from scnet_d2.modeling import SCNet, expand_boxes
 from scnet_d2.outputs import new_file, write_json
+
+import numpy as np
+import torch
+from branch_scores import Recorder
+from detectron2.structures import BoxMode
+from tabulate import tabulate
+from tqdm import tqdm
 
 GREY = 128
 # Name -> sides of the outer and of the inner border / sides of the box; None: the image's border.

@@ -9,18 +9,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-from tabulate import tabulate
-from torch import nn
-from tqdm import tqdm
-
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, add_register_coco_argument, register_coco_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import load_run, optimize_for_inference
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
 
 TYPES = {"plain": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = 0.02

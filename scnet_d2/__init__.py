@@ -3,12 +3,21 @@
 try:
     import cv2 as _cv2  # noqa: F401  (imported for the error alone)
 except ImportError as error:
-    if "shared object" not in str(error):
+    text = str(error)
+    if error.name == "cv2":
+        reason, remedy = "OpenCV is not installed", "pip install opencv-python-headless"
+    elif "numpy" in text:
+        reason = "OpenCV was built for another NumPy"
+        remedy = "pip install --upgrade opencv-python-headless"
+    elif "shared object" in text:
+        reason = "opencv-python needs X and GL libraries, which this machine lacks"
+        remedy = (
+            "pip uninstall -y opencv-python opencv-python-headless; pip install "
+            "opencv-python-headless"
+        )
+    else:
         raise
-    raise ImportError(
-        f"{error}: opencv-python needs X and GL libraries, which this machine lacks. Remedy: `pip "
-        "uninstall -y opencv-python opencv-python-headless; pip install opencv-python-headless`"
-    ) from error
+    raise ImportError(f"{text}: {reason}. Remedy: `{remedy}`") from error
 
 from . import data, modeling  # registers the data sets and the meta-architecture
 from .config import ConfigError, add_scnet_config, load_config, use_available_device

@@ -42,12 +42,16 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
         raise ConfigError(
             f"command line: {late[0]} stands after {opts[0]}; options stand before config keys"
         )
+    if joined := [o for o in opts[::2] if re.match(r"[\w.]+=", str(o))]:
+        raise ConfigError(f"command line: write a space for the = of {joined[0]}: KEY VALUE")
     if len(opts) % 2:
         raise ConfigError(f"command line: key {opts[-1]} has no value; give KEY VALUE pairs")
     try:
         cfg.merge_from_list(list(opts))
     except Exception as error:
         raise ConfigError(f"command line: {_explain(error, cfg)}") from error
+    for part, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.TEST, "LABEL_THRESHOLDS")):
+        part[key] = os.path.expanduser(part[key])
     use_timm_pixels(cfg)
     return cfg
 
@@ -74,19 +78,26 @@ def read_run_config(config_file: str | os.PathLike) -> dict[str, Any]:
 
 # As yacs and fvcore word what is wrong with a key.
 _UNKNOWN = re.compile(r"Non-existent (?:config )?key: ([^\s']+)")
-_MISMATCH = re.compile(r"Type mismatch \(<class '([^']+)'> vs. <class '([^']+)'>\).* key: (\S+)")
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '([^']+)'> vs. <class '([^']+)'>\) with values \(.* vs. (.*)\) "
+    r"for config key: (\S+)"
+)
 
 
 def _explain(error: Exception, cfg: CN) -> str:
     """What is wrong in the words of the config, and the remedy."""
     text = _one_line(error)
     if unknown := _UNKNOWN.search(text):
-        close = get_close_matches(unknown[1], _keys(cfg), 1, cutoff=0.7)
+        close = get_close_matches(unknown[1].upper(), _keys(cfg), 1, cutoff=0.7)
         listed = "Detectron2's defaults.py and scnet_d2/config.py list them"
         return f"there is no key {unknown[1]}; {f'did you mean {close[0]}?' if close else listed}"
     if mismatch := _MISMATCH.search(text):
-        wanted, given, key = mismatch.groups()
-        remedy = "write it with a point, as 2.0" if wanted == "float" else "correct it"
+        wanted, given, value, key = mismatch.groups()
+        remedy = {
+            "float": "write it with a point, as 2.0",
+            "int": "write a whole number",
+            "tuple": f"write ({value!r},)" if given == "str" else f"write ({value},)",
+        }.get(wanted, "correct it")
         return f"{key} takes a value of type {wanted.rsplit('.', 1)[-1]}, not {given}; {remedy}"
     if isinstance(error, yaml.constructor.ConstructorError):
         return f"refused, because it asks for Python objects ({error.problem}); use plain yaml"

@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
+from scnet_d2 import add_scnet_config
+
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from hypothesis import settings
-
-from scnet_d2 import add_scnet_config
 
 settings.register_profile("busy", deadline=None)  # examples have no time limit of their own
 settings.load_profile("busy")

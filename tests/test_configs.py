@@ -2,6 +2,9 @@
 
 import re
 
+from scnet_d2 import config, use_available_device
+from scnet_d2.engine import Trainer
+
 import pytest
 import torch
 from conftest import CONFIGS, NARROW, load_config, make_input
@@ -13,9 +16,6 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 from omegaconf import ListConfig
-
-from scnet_d2 import config, use_available_device
-from scnet_d2.engine import Trainer
 
 PARTS = ("Base-", "Backbone-")
 SHIPPED = sorted(

@@ -5,17 +5,17 @@ import json
 import os
 from types import SimpleNamespace
 
-import compare
-import evidence
-import numpy as np
-import pytest
-from matplotlib.figure import Figure
-
 from scnet_d2.checkpoint import CheckpointError, replace_file
 from scnet_d2.evaluation import ScoreTable, save_thresholds, write_scores
 from scnet_d2.outputs import replacing, whole_file, write_image, write_json
 from scnet_d2.report.page import write_html_report
 from scnet_d2.tagging.output import TagOutput
+
+import compare
+import evidence
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
 TABLE = ScoreTable(np.ones((1, 1)), np.ones((1, 1), bool), np.zeros((1, 1), bool), ["cat"], [1])
 

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import tempfile
 
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.inference import SCNetPredictor, describe_labels
+
 import cv2
 import numpy as np
 import processes
@@ -19,8 +22,6 @@ from detectron2.engine import DefaultPredictor
 
 import demo
 import train_net
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.inference import SCNetPredictor, describe_labels
 
 CONFIG = "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
 SMALL = ("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "DATALOADER.NUM_WORKERS", "0")
@@ -125,7 +126,7 @@ def test_a_folder_with_another_run_is_not_overwritten(trained):
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     args = ["--config-file", CONFIG, "OUTPUT_DIR", str(output)]
-    with pytest.raises(FileExistsError, match="holds another run; continue it with --resume"):
+    with pytest.raises(FileExistsError, match="holds another run, or weights; continue a run with"):
         train_net.main(train_net.argument_parser().parse_args(args))
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 

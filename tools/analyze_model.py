@@ -13,6 +13,8 @@ import textwrap
 import warnings
 from typing import NamedTuple
 
+from scnet_d2 import load_config
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.export import TracingAdapter
@@ -22,8 +24,6 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import ActivationCountAnalysis, parameter_count
 from tabulate import tabulate
 from torch import nn
-
-from scnet_d2 import load_config
 
 BRANCHES = {"object head": "roi_heads.object_head", "context head": "roi_heads.context_head"}
 BOX_HEAD = {"box head (Faster R-CNN)": "roi_heads"}

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Check data sets before training on them: files, counts, images and labels.
 
-Every problem is one line that starts with "problem:" and ends with what to do. The exit code is 1
-where there is one.
+Every kind of problem is one line that starts with "problem:", counts its cases, shows the first
+three and ends with what to do. The exit code is 1 where there is one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from scnet_d2 import load_config
 from scnet_d2.data import (
     DatasetError,
@@ -28,9 +26,12 @@ from scnet_d2.data import (
     add_register_coco_argument,
     register_coco_arguments,
 )
-from scnet_d2.data.catalog import no_training_boxes
+from scnet_d2.data.catalog import find_no_boxes
 from scnet_d2.data.images import image_size, is_turned, read_image
 from scnet_d2.data.labels import DEFAULT_POLICY, label_records
+from scnet_d2.data.problems import Problems
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -49,8 +50,8 @@ IMAGES = {
 # Those with at least one annotation, where work that drops the others gives the number.
 ANNOTATED = {"coco_2014_train_multilabel": 82_081, "coco_2014_val_multilabel": 40_137}
 AGAIN = "get the archive again and unpack it over the folder (datasets/README.md)"
-OWN = "correct its entry, or put the right file into the image folder"  # data of one's own
-LISTED = 10  # unreadable images, or classes, named one by one
+OWN = "put the right file into the image folder"  # data of one's own
+LISTED = 10  # classes named one by one
 
 
 def check(
@@ -71,7 +72,7 @@ def check(
         complete: a part of a published data set is a problem; otherwise it is printed alone.
 
     Returns:
-        Problems, a line each with the remedy.
+        A line for each kind of problem, with the remedy.
     """
     if MetadataCatalog.get(name).get("evaluator_type") != "multilabel":
         return [f"'{name}' is not a multi-label data set: choose from {', '.join(IMAGES)}"]
@@ -79,7 +80,11 @@ def check(
         stored = DatasetCatalog.get(name)
         records = label_records(stored, policy)
     except DatasetError as error:
-        return [str(error).replace("\n", " ")]
+        problems, records = Problems(name), [r for r in error.records if r["height"]]
+        present = missing_files(records, problems)
+        if images:
+            unreadable(present, images, workers, problems)
+        return error.problems + problems.lines()
     classes = MetadataCatalog.get(name).thing_classes
     counts = Counter(label for record in records for label in record["image_labels"])
     labels = sum(counts.values()) / max(len(records), 1)
@@ -89,17 +94,16 @@ def check(
         "images with each label:"
     )
     print(histogram(classes, [counts[i] for i in range(len(classes))]))
-    present = [record for record in records if os.path.isfile(record["file_name"])]
-    parts = list(wrong_counts(name, stored))
+    parts, problems = list(wrong_counts(name, stored)), Problems(name)
     if not complete:
         print("".join(f"\n{part}" for part in parts))
-    problems = [
-        *(parts if complete else ()),
-        *unusable_boxes(name, stored),
-        *missing_files(name, records, present),
-        *empty_classes(name, classes, counts),
-    ]
-    return problems + (list(unreadable(name, present, images, workers)) if images else [])
+    unusable_boxes(stored, problems)
+    repeated_files(records, problems)
+    present = missing_files(records, problems)
+    empty_classes(classes, counts, problems)
+    if images:
+        unreadable(present, images, workers, problems)
+    return (parts if complete else []) + problems.lines()
 
 
 def wrong_counts(name: str, records: list[dict]) -> Iterator[str]:
@@ -115,33 +119,30 @@ def wrong_counts(name: str, records: list[dict]) -> Iterator[str]:
             )
 
 
-def unusable_boxes(name: str, records: list[dict]) -> Iterator[str]:
+def unusable_boxes(records: list[dict], problems: Problems) -> None:
     """Annotations that mark nothing, and boxes that seem to be written another way."""
-    fault = no_training_boxes(records)
-    if fault:
-        yield f"{name}: {fault}"
-    empty = [r for r in records if r.get("empty_annotations")]
-    if empty:
-        yield (
-            f"{name} has {sum(len(r['empty_annotations']) for r in empty):,} annotations that mark "
-            "nothing (bbox [0, 0, 0, 0] or an empty segmentation), the first is annotation "
-            f"{empty[0]['empty_annotations'][0]!r} of image {empty[0]['image_id']!r}: draw them "
-            "again or delete them"
-        )
+    find_no_boxes(records, problems)
+    for record in records:
+        for annotation in record.get("empty_annotations", ()):
+            problems.add(
+                f"annotation {annotation!r} of image {record['image_id']!r} marks nothing (bbox "
+                "[0, 0, 0, 0] or an empty segmentation)",
+                "draw it again or delete it",
+            )
     boxes = [a["bbox"] for r in records for a in r["annotations"]]
     if boxes and all(x1 - x0 < 1 and y1 - y0 < 1 for x0, y0, x1, y1 in boxes):
-        yield (
-            f"{name}: all {len(boxes):,} boxes are smaller than a pixel: are they relative "
-            "coordinates, from 0 to 1? Write pixels: x and width times the width of the image, y "
-            "and height times its height"
+        problems.add(
+            f"all {len(boxes):,} boxes are smaller than a pixel",
+            "are they relative coordinates, from 0 to 1? Write pixels: x and width times the width "
+            "of the image, y and height times its height",
         )
     past = sum(r.get("boxes_past_edge", 0) for r in records)
     total = len(boxes) + sum(len(r.get("annotations_without_box", ())) for r in records)
     if past > total / 2:
-        yield (
-            f"{name}: {past:,} of {total:,} boxes end past the right or lower edge of their image: "
+        problems.add(
+            f"{past:,} of {total:,} boxes end past the right or lower edge of their image",
             "are they [x0, y0, x1, y1]? A json has [x, y, width, height]. Else, are width and "
-            "height of the images those of the files?"
+            "height of the images those of the files?",
         )
 
 
@@ -150,13 +151,26 @@ def labelled(records: list[dict]) -> list[dict]:
     return [r for r in records if r["image_labels"] or r["ignored_labels"]]
 
 
-def missing_files(name: str, records: list[dict], present: list[dict]) -> Iterator[str]:
-    """Images that are listed but not there."""
-    missing = len(records) - len(present)
-    if missing:
-        there = {record["file_name"] for record in present}
-        first = next(r["file_name"] for r in records if r["file_name"] not in there)
-        yield f"{name} lacks {missing:,} image files, the first is '{first}': {remedy(name)}"
+def repeated_files(records: list[dict], problems: Problems) -> None:
+    """Image files of several entries: each has a part of the labels, or those of another image."""
+    for file, count in Counter(r["file_name"] for r in records).items():
+        if count > 1:
+            problems.add(
+                f"image file '{file}' is listed {count} times",
+                "merge its entries and their annotations, or give each image a file of its own",
+            )
+
+
+def missing_files(records: list[dict], problems: Problems) -> list[dict]:
+    """Add the images that are listed but not there; return those that are."""
+    present = []
+    for record in records:
+        if os.path.isfile(record["file_name"]):
+            present.append(record)
+        else:
+            fault = f"image file '{record['file_name']}' does not exist"
+            problems.add(fault, f"correct the name, or {remedy(problems.source)}")
+    return present
 
 
 def remedy(name: str) -> str:
@@ -164,46 +178,46 @@ def remedy(name: str) -> str:
     return AGAIN if name in IMAGES else OWN
 
 
-def empty_classes(name: str, classes: list[str], counts: Counter) -> Iterator[str]:
+def empty_classes(classes: list[str], counts: Counter, problems: Problems) -> None:
     """Classes that no image has."""
     empty = [c for i, c in enumerate(classes) if not counts[i]]
     if empty:
         more = f" and {len(empty) - LISTED:,} more" if len(empty) > LISTED else ""
-        yield (
-            f"{name} has no image with {len(empty):,} of its {len(classes):,} classes, "
-            f"{', '.join(empty[:LISTED])}{more}: these classes cannot be learned "
-            "or evaluated; add images or take the classes out"
+        problems.add(
+            f"no image has {len(empty):,} of the {len(classes):,} classes, "
+            f"{', '.join(empty[:LISTED])}{more}: these cannot be learned or evaluated",
+            "add images or take the classes out",
         )
 
 
-def unreadable(name: str, records: list[dict], how: str, workers: int) -> Iterator[str]:
+def unreadable(records: list[dict], how: str, workers: int, problems: Problems) -> None:
     """Images that cannot be read or have another size than annotated."""
-    faults = []
+    name = problems.source
     with ProcessPoolExecutor(workers) as pool:
         read = pool.map(partial(read_fault, how=how, again=remedy(name)), records, chunksize=64)
         for fault in progress(read, len(records), f"{name}: images"):
-            faults += [fault] if fault else []
-    yield from faults[:LISTED]
-    if len(faults) > LISTED:
-        yield f"{name} has {len(faults) - LISTED:,} more images that cannot be read: {remedy(name)}"
+            if fault:
+                problems.add(*fault)
 
 
-def read_fault(record: dict, how: str, again: str) -> str | None:
+def read_fault(record: dict, how: str, again: str) -> tuple[str, str] | None:
     """What is wrong with an image file and what to do, or None."""
     path, annotated = record["file_name"], (record["width"], record["height"])
     try:
         height, width = image_size(path) if how == "header" else read_image(path, "BGR").shape[:2]
     except ImageError as error:
-        return str(error)
+        return error.fault, error.remedy
     if (width, height) == annotated:
         return None
     if (height, width) == annotated and is_turned(path):
-        return (
+        fault = (
             f"image '{path}' is {(width, height)} as its EXIF data turn it and annotated as it is "
-            f"stored, {annotated} (width, height); annotate it as it is shown"
+            f"stored, {annotated} (width, height)"
         )
+        return fault, "annotate it as it is shown"
     return (
-        f"image '{path}' is {(width, height)} and annotated as {annotated} (width, height); {again}"
+        f"image '{path}' is {(width, height)} and annotated as {annotated} (width, height)",
+        again,
     )
 
 

@@ -12,13 +12,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from scnet_d2.evaluation import compare_map, format_rows, multilabel_metrics
 from scnet_d2.evaluation.intervals import Comparison, Interval
 from scnet_d2.evaluation.score_files import FORMATS, ScoreFileError, ScoreTable, read_scores
 from scnet_d2.evaluation.table import COLUMNS
+
+import numpy as np
+from tqdm import tqdm
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,10 +9,10 @@ import pickle
 import re
 from pathlib import Path
 
-import torch
-
 from scnet_d2.checkpoint import CheckpointError, read_checkpoint
 from scnet_d2.outputs import new_file, replacing
+
+import torch
 
 RENAMES = (
     (r"^(?=conv1\.|bn1\.)", "stem."),

@@ -8,11 +8,11 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
-
 from scnet_d2.evaluation import format_table, load_thresholds, multilabel_metrics
 from scnet_d2.evaluation.metrics import named_metrics
 from scnet_d2.evaluation.score_files import FORMATS, ScoreTable, read_scores
+
+import numpy as np
 
 
 def main(arguments: list[str] | None = None) -> None:

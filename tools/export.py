@@ -9,17 +9,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
-from tabulate import tabulate
-
 from scnet_d2.data import read_image
 from scnet_d2.data.context_scenes import SceneConfig, render_scene
 from scnet_d2.inference import SCNetPredictor, add_model_options, load_run
 from scnet_d2.inference import export as formats
 from scnet_d2.inference.export import Difference, output_difference, pytorch_run
 from scnet_d2.outputs import whole_file
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from tabulate import tabulate
 
 EXPORT = {
     "torchscript": formats.export_torchscript,

@@ -14,11 +14,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import yaml
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from scnet_d2 import load_config
 from scnet_d2.data import (
     DatasetError,
@@ -30,11 +25,16 @@ from scnet_d2.data import (
 )
 from scnet_d2.data.context_scenes import SceneConfig, render_scene
 from scnet_d2.evaluation.score_files import FILE_NAME, read_scores
-from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference import OptsParser, SCNetPredictor
 from scnet_d2.inference.export import write_safetensors
 from scnet_d2.inference.run import CARD, CONFIG, MODEL_WEIGHTS, THRESHOLDS, prediction_config
 from scnet_d2.outputs import new_folder, replacing
 from scnet_d2.report.model_card import model_card
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 TOLERANCE = 2e-3  # most that the scores of an image may differ in, in the median over images
 
@@ -122,7 +122,7 @@ def train_images(cfg: CfgNode, names: list[str]) -> list[int] | None:
 
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OptsParser(description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="OUTPUT_DIR of the run")
     parser.add_argument(
         "output", metavar="FOLDER", type=new_folder, help="a new folder; its name is the model's"

@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tabulate import tabulate
-
 from scnet_d2.evaluation import multilabel_metrics, save_thresholds, tune_thresholds
 from scnet_d2.evaluation.score_files import FORMATS, read_scores
 from scnet_d2.outputs import new_file
+
+from tabulate import tabulate
 
 KEYS = ("CF1", "CF1_mean", "OF1")
 

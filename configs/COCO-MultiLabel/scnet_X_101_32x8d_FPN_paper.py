@@ -1,5 +1,17 @@
 """Twin of scnet_X_101_32x8d_FPN_paper.yaml for Detectron2's tools/lazyconfig_train_net.py."""
 
+from scnet_d2.data import MultiLabelDatasetMapper
+from scnet_d2.evaluation import MultiLabelEvaluator
+from scnet_d2.modeling import (
+    ContextHead,
+    LabelAggregator,
+    LabelPredictor,
+    ObjectHead,
+    SCNet,
+    SCNetROIHeads,
+    ScoreFusion,
+)
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
@@ -17,18 +29,6 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from detectron2.solver.build import maybe_add_gradient_clipping
-
-from scnet_d2.data import MultiLabelDatasetMapper
-from scnet_d2.evaluation import MultiLabelEvaluator
-from scnet_d2.modeling import (
-    ContextHead,
-    LabelAggregator,
-    LabelPredictor,
-    ObjectHead,
-    SCNet,
-    SCNetROIHeads,
-    ScoreFusion,
-)
 
 NUM_CLASSES = 80
 POOLED = ["p2", "p3", "p4", "p5"]

@@ -93,6 +93,9 @@ class SCNetCheckpointer(DetectionCheckpointer):
         """
         files = self.resumable() if resume else []
         if not files:
+            if resume:
+                start = path or "random weights"
+                logger.warning("%s holds no checkpoint: starting from %s", self.save_dir, start)
             return self.load(path, checkpointables=[])
         self.require_all = True
         for file in files:

@@ -14,8 +14,9 @@ from detectron2.data.build import (
 from detectron2.data.detection_utils import check_metadata_consistency
 
 from ..config import check_dataset_names
-from .errors import DatasetError, check_files_exist
+from .errors import DatasetError
 from .labels import DEFAULT_POLICY, LabelPolicy, label_records
+from .problems import Problems, find_missing_files
 
 
 def get_multilabel_dicts(
@@ -51,31 +52,36 @@ def get_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     check_dataset_names(cfg)
     names = cfg.DATASETS.TRAIN
     records = get_multilabel_dicts(names, LabelPolicy.from_config(cfg))
-    check_files_exist(records, ", ".join(names), cfg.DATALOADER.MAX_BAD_IMAGES)
+    problems = Problems(", ".join(names))
+    find_missing_files(records, cfg.DATALOADER.MAX_BAD_IMAGES, problems)
     if "annotations" in records[0]:
-        fault = no_training_boxes(records)
-        if fault:
-            raise DatasetError(f"{', '.join(names)}: {fault}")
+        find_no_boxes(records, problems)
+    problems.raise_any()
+    if "annotations" in records[0]:
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             records = filter_images_with_only_crowd_annotations(records)
         print_instances_class_histogram(records, MetadataCatalog.get(names[0]).thing_classes)
     return records
 
 
-def no_training_boxes(records: Sequence[dict[str, Any]]) -> str | None:
-    """Why dataset dicts have no box to train on, and what to do; None where they have one."""
+def find_no_boxes(records: Sequence[dict[str, Any]], problems: Problems) -> None:
+    """Add why dataset dicts have no box to train on; nothing where they have one."""
     boxes = [a for record in records for a in record.get("annotations", ())]
     crowds = sum(bool(a.get("iscrowd", 0)) for a in boxes)
     if crowds < len(boxes):
-        return None
+        return
     keys = ("annotations_without_box", "empty_annotations")
     unusable = sum(len(record.get(key, ())) for record in records for key in keys)
     total = crowds + unusable
     if not total:
-        return f"no annotations in {len(records):,} images: no training boxes; add annotations"
+        fault = f"no annotations in {len(records):,} images: no training boxes"
+        problems.add(fault, "add annotations")
+        return
     reasons = [f"{crowds:,} of {total:,} annotations are crowds"] if crowds else []
     reasons += [f"{unusable:,} of {total:,} have no usable box"] if unusable else []
-    return f"{', '.join(reasons)}: no training boxes; write iscrowd 0 and a box for single objects"
+    problems.add(
+        f"{', '.join(reasons)}: no training boxes", "write iscrowd 0 and a box for single objects"
+    )
 
 
 def _load(name: str, policy: LabelPolicy) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import reprlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
@@ -26,9 +26,10 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import LONGEST_SIDE, clip_annotations
-from .errors import DatasetError, ImageError, check_class_names, require_inside, require_path
+from .errors import DatasetError, ImageError, is_inside, require_path
 from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
+from .problems import Problems, find_bad_class_names, first_ones
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ _FIELDS = {
     },
     "categories": {"id": (int, str, float), "name": (str,)},
 }
+_ID_TYPES = (int, str, float)
 _EMPTY_BOX = [0, 0, 0, 0]
 _KINDS = {
     int: "a whole number",
@@ -137,15 +139,18 @@ def load_coco_multilabel(
         remedy: what to do if a path does not exist, for the error message.
 
     Raises:
-        DatasetError: for absent paths and for files that are broken or inconsistent.
+        DatasetError: for absent paths and for files that are broken or inconsistent; with all that
+            is wrong with one.
     """
     require_path(json_file, dataset_name, remedy)
     require_path(image_root, dataset_name, remedy, folder=True)
     content = _read_json(json_file)
-    _check(content, json_file)
-    _drop_repeated_categories(content, json_file)
-    _correct_file_names(content["images"], os.fspath(image_root), json_file)
-    _read_sizes(content["images"], os.fspath(image_root), json_file)
+    problems = Problems(json_file)
+    _check(content, problems)
+    _drop_repeated_categories(content, problems)
+    content["images"] = _with_paths(content["images"], os.fspath(image_root), problems)
+    _read_sizes(content["images"], problems)
+    problems.raise_any(content["images"])
     categories = sorted(content["categories"], key=lambda c: c["id"])
     id_map = {category["id"]: i for i, category in enumerate(categories)}
     _set_metadata(
@@ -155,14 +160,12 @@ def load_coco_multilabel(
         image_root=image_root,
         thing_dataset_id_to_contiguous_id=id_map,
     )
-    records = _records(content, os.fspath(image_root), id_map, json_file)
+    records = _records(content, id_map, json_file)
     clip_annotations(records, dataset_name)
     return label_records(records, DEFAULT_POLICY)
 
 
-def _records(
-    content: dict, image_root: str, id_map: dict[int, int], json_file: str
-) -> list[dict[str, Any]]:
+def _records(content: dict, id_map: dict[int, int], json_file: str) -> list[dict[str, Any]]:
     """Dataset dicts of a checked json, in the order of the image ids."""
     annotations = defaultdict(list)
     empty = defaultdict(list)
@@ -177,7 +180,7 @@ def _records(
     _warn_of_empty_annotations(images, empty, json_file)
     records = [
         {
-            "file_name": require_inside(image_root, image["file_name"], json_file),
+            "file_name": image["file_name"],
             "image_id": image["id"],
             "height": int(image["height"]),
             "width": int(image["width"]),
@@ -194,63 +197,89 @@ def _records(
 def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_file: str) -> None:
     """One line for the annotations that mark nothing, given as their ids by image id."""
     if empty:
-        first = next(image for image in images if image["id"] in empty)
+        named = [
+            f"annotation {annotation!r} of image {image['id']!r} ({image['file_name']!r})"
+            for image in images
+            for annotation in empty.get(image["id"], ())
+        ]
         logger.warning(
-            f"{json_file}: {sum(map(len, empty.values()))} annotations mark nothing (bbox "
-            "[0, 0, 0, 0] or an empty segmentation) and are no labels, the first is annotation "
-            f"{empty[first['id']][0]!r} of image {first['id']!r} ({first['file_name']!r}); draw "
-            "them again or delete them."
+            f"{json_file}: {len(named)} annotations mark nothing (bbox [0, 0, 0, 0] or an empty "
+            f"segmentation) and are no labels, first {first_ones(named)}; draw them again or "
+            "delete them."
         )
 
 
-def _correct_file_names(images: list[dict], image_root: str, json_file: str) -> None:
-    """Put the name under which a file exists in the place of one that names none, with a line."""
+def _with_paths(images: list[dict], image_root: str, problems: Problems) -> list[dict]:
+    """The images of this folder, their file names made paths.
+
+    Where one names no file, the name under which it exists takes its place, with a line.
+    """
 
     def exists(name: str) -> bool:
-        return PathManager.isfile(require_inside(image_root, name, json_file))
+        return is_inside(image_root, name) and PathManager.isfile(os.path.join(image_root, name))
 
-    corrected = []
+    others = {}  # image id: the name under which its file exists
     for image in images:
-        name = image["file_name"]
-        others = list(_other_names(name, image_root))  # nearly always none: no file is looked for
-        if others and not exists(name) and (other := next(filter(exists, others), None)):
-            image["file_name"] = other
-            corrected.append((name, other))
+        names = list(_other_names(image["file_name"], image_root))  # nearly always none
+        if names and not exists(image["file_name"]):
+            others[image["id"]] = next(filter(exists, names), None)
+    counts = Counter(others.get(image["id"]) or image["file_name"] for image in images)
+    inside, corrected = [], []
+    for image in images:
+        name, other = image["file_name"], others.get(image["id"])
+        if other and (counts[other] == 1 or not _leads_out(name)):  # a/1.jpg and b/1.jpg are two
+            corrected.append(f"{name!r}, read as {other!r}")
+            name = other
+        if is_inside(image_root, name):
+            inside.append({**image, "file_name": os.path.join(image_root, name)})
+        else:
+            problems.add(
+                f"image {image['id']!r}: {name!r} leads out of '{image_root}'",
+                "correct it, or choose a folder that holds all images",
+            )
     if corrected:
-        name, other = corrected[0]
         logger.warning(
-            f"{json_file}: {len(corrected)} file names name no file of '{image_root}' and are read "
-            f"under corrected names, the first is {name!r}, read as {other!r}."
+            f"{problems.source}: {len(corrected)} file names name no file of '{image_root}' and "
+            f"are read under corrected names, first {first_ones(corrected)}."
         )
+    return inside
 
 
 def _other_names(name: str, image_root: str) -> Iterator[str]:
-    """What a name with Windows' backslashes or with folders of the image root again may mean."""
+    """What a name may mean.
+
+    It may have Windows' backslashes or folders of the image root again, or lead to where a program
+    for labelling had the images.
+    """
     parts = name.replace("\\", "/").removeprefix("./").split("/")
     if "\\" in name:
         yield "/".join(parts)
     root = PurePath(os.path.abspath(image_root)).parts if len(parts) > 1 else ()
     for n in range(1, len(parts)):
-        if list(root[-n:]) == parts[:n]:
+        if list(root[-n:]) == parts[:n] or _leads_out(name):
             yield "/".join(parts[n:])
 
 
-def _read_sizes(images: list[dict], image_root: str, json_file: str) -> None:
+def _leads_out(name: str) -> bool:
+    return re.match(r"([A-Za-z]:)?[\\/]|\.\.[\\/]", name) is not None
+
+
+def _read_sizes(images: list[dict], problems: Problems) -> None:
     """Fill in, from the image files, the sizes that the json does not give."""
     unsized = [image for image in images if image.get("height") is None]
     for image in unsized:
-        path = require_inside(image_root, image["file_name"], json_file)
         try:
-            image["height"], image["width"] = image_size(path)
+            image["height"], image["width"] = image_size(image["file_name"])
         except ImageError as e:
-            raise DatasetError(
-                f"{json_file}: image {image['id']!r} ({image['file_name']!r}) has no width and "
-                f"height, and they are not to be had from its file: {e}"
-            ) from e
+            problems.add(
+                f"image {image['id']!r} has no width and height, and they are not to be had from "
+                f"its file: {e.fault}",
+                "write them, or get the file again",
+            )
     if unsized:
         logger.warning(
-            f"{json_file}: {len(unsized)} images have no width and height; they were read from the "
-            "image files."
+            f"{problems.source}: {len(unsized)} images have no width and height; they were read "
+            "from the image files."
         )
 
 
@@ -363,38 +392,63 @@ def _read_json(json_file: str) -> Any:
     return content
 
 
-def _check(content: Any, json_file: str) -> None:
+def _check(content: Any, problems: Problems) -> None:
+    """Add what is wrong with a json, and take the entries out that cannot be checked further."""
     if not isinstance(content, dict):
-        raise DatasetError(f"{json_file}: a json {type(content).__name__}, not a COCO-format dict.")
+        raise DatasetError(
+            f"{problems.source}: a json {type(content).__name__}, not a COCO-format dict; export "
+            "it as COCO."
+        )
+    for section in _FIELDS:
+        _check_list(content, section, problems)
+    problems.raise_any()
+    ids = {s: _ids(content[s]) for s in ("images", "categories")}  # of entries with faults, too
     for section, fields in _FIELDS.items():
-        _check_section(content, section, fields, json_file)
-    _check_images(content["images"], json_file)
-    _check_categories(content["categories"], json_file)
-    _check_annotations(content, json_file)
+        content[section] = _good_entries(content[section], section, fields, problems)
+    content["images"] = _good_images(content["images"], problems)
+    content["categories"] = _good_categories(content["categories"], problems)
+    _check_annotations(content, ids, problems)
 
 
-def _check_section(content: dict, section: str, fields: dict[str, Any], json_file: str) -> None:
+def _check_list(content: dict, section: str, problems: Problems) -> None:
     entries = content.get(section)
     if not isinstance(entries, list):
-        raise DatasetError(
-            f"{json_file}: the list '{section}' is missing. COCO's instances format has "
-            "'images', 'annotations' and 'categories'; test files without annotations do not serve."
+        problems.add(
+            f"the list '{section}' is missing",
+            "COCO's instances format has 'images', 'annotations' and 'categories'; test files "
+            "without annotations do not serve",
         )
-    if not entries and section != "annotations":
-        raise DatasetError(f"{json_file}: '{section}' is empty; there is nothing to load.")
-    seen = set()
+    elif not entries and section != "annotations":
+        problems.add(f"'{section}' is empty", "there is nothing to load")
+
+
+def _ids(entries: list) -> list:
+    return [e["id"] for e in entries if isinstance(e, dict) and type(e.get("id")) in _ID_TYPES]
+
+
+def _good_entries(
+    entries: list, section: str, fields: dict[str, Any], problems: Problems
+) -> list[dict]:
+    """The entries with all fields, of the right types, and each id once."""
+    good, seen = [], set()
     for position, entry in enumerate(entries):
         wrong = _wrong_fields(entry, fields)
         if wrong:
-            raise DatasetError(
-                f"{json_file}: {section}[{position}] lacks a valid {', '.join(wrong)}"
-                f"{_description(entry, wrong[0], fields)}; correct it."
+            masks = "; polygons give a box, masks do not" if "bbox" in wrong else ""
+            problems.add(
+                f"{section}[{position}] lacks a valid {', '.join(wrong)}"
+                f"{_description(entry, wrong[0], fields)}",
+                f"correct {' and '.join(wrong)} in '{section}'{masks}",
             )
+            continue
         if entry["id"] in seen:
-            raise DatasetError(
-                f"{json_file}: id {entry['id']!r} occurs twice in '{section}'; make the ids unique."
+            problems.add(
+                f"id {entry['id']!r} occurs twice in '{section}'",
+                f"make the ids in '{section}' unique",
             )
         seen.add(entry["id"])
+        good.append(entry)
+    return good
 
 
 def _description(entry: Any, key: str, fields: dict[str, Any]) -> str:
@@ -417,41 +471,45 @@ def _wrong_fields(entry: Any, fields: dict[str, Any]) -> list[str]:
     return [key for key, types in fields.items() if type(entry.get(key)) not in types]
 
 
-def _check_images(images: list[dict], json_file: str) -> None:
+def _good_images(images: list[dict], problems: Problems) -> list[dict]:
+    good = []
     for image in images:
-        fault = None
         sides = image.get("height"), image.get("width")
-        if not _is_file_name(image["file_name"]):
-            fault = "no valid file_name; write the name of its file"
-        elif None in sides:  # one alone does not serve: both are read from the file
+        named = f"image {image['id']!r} ({image['file_name']!r}) has"
+        if None in sides:  # one alone does not serve: both are read from the file
             image["height"] = image["width"] = None
         elif not all(1 <= v <= LONGEST_SIDE and float(v).is_integer() for v in sides):
-            fault = f"height and width {reprlib.repr(sides)}; write its size in pixels"
-        if fault:
-            raise DatasetError(
-                f"{json_file}: image {image['id']!r} ({image['file_name']!r}) has {fault}."
-            )
+            problems.add(f"{named} height and width {reprlib.repr(sides)}", "write its size in px")
+        if _is_file_name(image["file_name"]):
+            good.append(image)
+        else:
+            problems.add(f"{named} no valid file_name", "write the name of its file")
     ids = {type(image["id"]): image["id"] for image in images}
     if len(ids) > 1:  # they are sorted
-        raise DatasetError(
-            f"{json_file}: image ids {reprlib.repr(list(ids.values()))} are of two types; write "
-            "all of them as numbers or all as texts."
+        problems.add(
+            f"image ids {reprlib.repr(list(ids.values()))} are of two types",
+            "write all of them as numbers or all as texts",
         )
+    return good
 
 
-def _check_categories(categories: list[dict], json_file: str) -> None:
-    check_class_names([category["name"] for category in categories], json_file)
+def _good_categories(categories: list[dict], problems: Problems) -> list[dict]:
+    """Those with whole numbers for ids, which they become."""
+    find_bad_class_names([category["name"] for category in categories], problems)
+    good = []
     for category in categories:
         number = _converted(category["id"], int)
         if number is None:
-            raise DatasetError(
-                f"{json_file}: category {category['name']!r} has the id "
-                f"{reprlib.repr(category['id'])}, {_kind(category['id'])}; write a whole number, "
-                "here and as 'category_id'."
+            problems.add(
+                f"category {category['name']!r} has the id {reprlib.repr(category['id'])}, "
+                f"{_kind(category['id'])}",
+                "write a whole number, here and as 'category_id'",
             )
-        category["id"] = number
-    if len({category["id"] for category in categories}) < len(categories):
-        raise DatasetError(f"{json_file}: an id occurs twice in 'categories'; make them unique.")
+        else:
+            good.append({**category, "id": number})
+    if len({category["id"] for category in good}) < len(good):
+        problems.add("an id occurs twice in 'categories'", "make them unique")
+    return good
 
 
 def _converted(value: Any, kind: type) -> Any:
@@ -465,7 +523,7 @@ def _converted(value: Any, kind: type) -> Any:
     return value if value is None or kind is int else str(value)
 
 
-def _drop_repeated_categories(content: dict[str, list[dict]], json_file: str) -> None:
+def _drop_repeated_categories(content: dict[str, list[dict]], problems: Problems) -> None:
     """Of categories with one name, leave out those without annotations."""
     by_name = defaultdict(list)
     for category in content["categories"]:
@@ -474,15 +532,16 @@ def _drop_repeated_categories(content: dict[str, list[dict]], json_file: str) ->
     used = {a["category_id"] for a in content["annotations"]} if repeated else set()
     for name, ids in repeated.items():
         if sum(i in used for i in ids) != 1:
-            raise DatasetError(
-                f"{json_file}: {name!r} is the name of the categories {_listed(ids)}; rename "
-                "one, or give their annotations one category_id and delete the other."
+            problems.add(
+                f"{name!r} is the name of the categories {_listed(ids)}",
+                "rename one, or give their annotations one category_id and delete the other",
             )
+            continue
         empty = [i for i in ids if i not in used]
         content["categories"] = [c for c in content["categories"] if c["id"] not in empty]
         logger.warning(
-            f"{json_file}: category {_listed(empty)} ({name!r}) has the name of another one and no "
-            "annotations; it is left out."
+            f"{problems.source}: category {_listed(empty)} ({name!r}) has the name of another one "
+            "and no annotations; it is left out."
         )
 
 
@@ -502,32 +561,36 @@ def _is_file_name(text: str) -> bool:
     return bool(text.strip()) and "\0" not in text
 
 
-def _check_annotations(content: dict[str, list[dict]], json_file: str) -> None:
-    ids = {
-        "image_id": {image["id"] for image in content["images"]},
-        "category_id": {category["id"] for category in content["categories"]},
+def _check_annotations(content: dict[str, list], ids: dict[str, list], problems: Problems) -> None:
+    """Add what is wrong with annotations, whose ids become those of images and categories."""
+    tables = {
+        "image_id": ("images", next((type(i["id"]) for i in content["images"]), int)),
+        "category_id": ("categories", int),
     }
-    kinds = {key: type(next(iter(table))) for key, table in ids.items()}
+    known = {
+        "image_id": set(ids["images"]),
+        "category_id": {_same_type(i, int) for i in ids["categories"]},
+    }
     for annotation in content["annotations"]:
-        for key, kind in kinds.items():
+        for key, (section, kind) in tables.items():
             if type(annotation[key]) is not kind:
                 annotation[key] = _same_type(annotation[key], kind)
-        fault = None
-        if annotation["image_id"] not in ids["image_id"]:
-            fault = _unknown(annotation["image_id"], "image_id", "images", kinds["image_id"])
-        elif annotation["category_id"] not in ids["category_id"]:
-            fault = _unknown(
-                annotation["category_id"], "category_id", "categories", kinds["category_id"]
-            )
-        elif not _is_box(annotation["bbox"]):
-            box = reprlib.repr(annotation["bbox"])
-            fault = f"bbox {box} is not [x, y, width, height] in pixels; correct it"
-        elif not (_is_flag(annotation.get("iscrowd")) and _is_flag(annotation.get("difficult"))):
-            fault = "'iscrowd' and 'difficult' are 0 or 1; correct it"
-        elif annotation.get("ignore", 0):
-            fault = "Detectron2 does not take 'ignore'; use 'iscrowd' or 'difficult' instead"
-        if fault:
-            raise DatasetError(f"{json_file}: annotation {annotation['id']!r}: {fault}.")
+            if annotation[key] not in known[key]:
+                fault, remedy = _unknown(annotation[key], key, section, kind)
+                problems.add(f"annotation {annotation['id']!r}: {fault}", remedy)
+        for fault, remedy in _faults(annotation):
+            problems.add(f"annotation {annotation['id']!r}: {fault}", remedy)
+
+
+def _faults(annotation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with an annotation by itself, and what to do."""
+    if not _is_box(annotation["bbox"]):
+        box = reprlib.repr(annotation["bbox"])
+        yield f"bbox {box} is not [x, y, width, height] in pixels", "correct the boxes"
+    if not (_is_flag(annotation.get("iscrowd")) and _is_flag(annotation.get("difficult"))):
+        yield "'iscrowd' and 'difficult' are 0 or 1", "correct these"
+    if annotation.get("ignore", 0):
+        yield "Detectron2 does not take 'ignore'", "use 'iscrowd' or 'difficult' instead"
 
 
 def _same_type(value: Any, kind: type) -> Any:
@@ -535,14 +598,16 @@ def _same_type(value: Any, kind: type) -> Any:
     return value if converted is None else converted
 
 
-def _unknown(value: Any, key: str, section: str, kind: type) -> str:
-    """What is wrong with an id that is not in its table, whose ids are of type ``kind``."""
+def _unknown(value: Any, key: str, section: str, kind: type) -> tuple[str, str]:
+    """What is wrong with an id that is not in its table, whose ids are of type ``kind``; remedy."""
     if type(value) is not kind:
-        return (
+        fault = (
             f"{key} is {reprlib.repr(value)}, {_kind(value)}, and the ids in '{section}' are each "
-            f"{_KINDS[kind]}; write the same id in both places"
+            f"{_KINDS[kind]}"
         )
-    return f"{key} {reprlib.repr(value)} is not in '{section}'; add it there or drop this"
+        return fault, f"write the same id in '{section}' and as {key}"
+    fault = f"{key} {reprlib.repr(value)} is not in '{section}'"
+    return fault, f"add it to '{section}' or delete the annotation"
 
 
 def _is_box(box: list) -> bool:

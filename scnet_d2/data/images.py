@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError
 
 # PIL reads more; for EPS it starts Ghostscript, on whatever the name of the file ends in.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_ASPECT_RATIO = 200  # of a strip; resized to INPUT.MAX_SIZE it must keep a short side
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")  # how a file goes on after 4 bytes
 _EXIF_ORIENTATION, _TURNED = 274, (5, 6, 7, 8)
 
 
@@ -31,7 +32,7 @@ def check_header(file_name: str) -> None:
     with _opened(file_name) as image:
         fault = _fault(image)
     if fault:
-        raise ImageError(f"image '{file_name}' {fault}, or remove it.")
+        raise ImageError(f"image '{file_name}' {fault[0]}", fault[1])
 
 
 def image_size(file_name: str) -> tuple[int, int]:
@@ -85,24 +86,36 @@ def _opened(file_name: str) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as e:
         raise ImageError(
-            f"image '{file_name}' is too large to be decoded ({e}) Scale it down, or remove it."
+            f"image '{file_name}' is too large to be decoded ({e})", "scale it down, or remove it"
         ) from e
     except Exception as e:
         raise _unreadable(file_name, e) from e
 
 
-def _fault(image: Image.Image) -> str | None:
+def _fault(image: Image.Image) -> tuple[str, str] | None:
     """What is wrong with an image by its header, and what to do."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return f"has more than 8 bits in grey (PIL's mode {image.mode}): scale it to 8 bits"
+        fault = f"has more than 8 bits in grey (PIL's mode {image.mode})"
+        return fault, "scale it to 8 bits, or remove it"
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         width, height = image.size
-        return f"is a strip of {width} x {height}, narrower than 1:{MAX_ASPECT_RATIO}: cut it"
+        fault = f"is a strip of {width} x {height}, narrower than 1:{MAX_ASPECT_RATIO}"
+        return fault, "cut it, or remove it"
     return None
 
 
 def _unreadable(file_name: str, error: Exception) -> ImageError:
+    if isinstance(error, UnidentifiedImageError) and _is_heif(file_name):
+        return ImageError(
+            f"image '{file_name}' cannot be read: it is a HEIF photograph (.heic, of a telephone)",
+            "convert it to JPEG",
+        )
     return ImageError(
-        f"image '{file_name}' cannot be read ({type(error).__name__}: {error}). Get the file again "
-        "or remove the image from the data set."
+        f"image '{file_name}' cannot be read ({type(error).__name__}: {error})",
+        "get the file again or remove the image from the data set",
     )
+
+
+def _is_heif(file_name: str) -> bool:
+    with PathManager.open(file_name, "rb") as f:
+        return f.read(12)[4:] in _HEIF

@@ -17,12 +17,13 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import LONGEST_SIDE, clip_annotations
-from .errors import DatasetError, require_inside, require_path
+from .errors import DatasetError, ImageError, is_inside, require_path
 from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
+from .problems import Fault, Problems, first_ones
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
-_ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG")
+_ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG", ".png", ".PNG")
 _STATES = ("-1", "0", "1")  # of an image in the list of a class
 _FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -43,6 +44,7 @@ class _Image(NamedTuple):
     height: int  # 0 if the file does not say
     width: int
     objects: tuple[_Object, ...]
+    faults: tuple[tuple[str, str], ...]  # what is wrong, and what to do
 
 
 def load_voc_multilabel(
@@ -56,7 +58,7 @@ def load_voc_multilabel(
     used. Objects with four zeros mark nothing and are no labels: ``empty_annotations``, only where
     there are any, holds their numbers in the file, from 1. ``image_labels`` and ``ignored_labels``
     are those of the default ``LabelPolicy``; ``get_multilabel_dicts`` applies another one. Images
-    end in .jpg, .JPG, .jpeg or .JPEG; ids may have spaces.
+    end in .jpg, .jpeg or .png, in capitals too; ids may have spaces.
 
     Args:
         dirname: folder with ``Annotations/``, ``ImageSets/Main/`` and ``JPEGImages/``.
@@ -65,15 +67,18 @@ def load_voc_multilabel(
         remedy: what to do if a path does not exist, for the error message.
 
     Raises:
-        DatasetError: for absent paths and for annotations that are broken or inconsistent.
+        DatasetError: for absent paths and for annotations that are broken or inconsistent; with all
+            that is wrong with them.
     """
     split_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     require_path(split_file, dataset_name, remedy)
     for folder in ("Annotations", "JPEGImages"):
         require_path(os.path.join(dirname, folder), dataset_name, remedy, folder=True)
-    ids = _image_ids(split_file, os.path.join(dirname, "Annotations"))
+    problems = Problems(dataset_name)
+    ids = _image_ids(split_file, os.path.join(dirname, "Annotations"), problems)
     files = frozenset(PathManager.ls(os.path.join(dirname, "JPEGImages")))
-    records = [_load_image(dirname, i, files, dataset_name) for i in ids]
+    records = [_load_image(dirname, i, files, problems) for i in ids]
+    problems.raise_any([r for r in records if r["height"]])
     if not records:
         raise DatasetError(
             f"{dataset_name}: '{split_file}' names no image; write one id on each line."
@@ -84,33 +89,34 @@ def load_voc_multilabel(
 
 
 def _warn_of_empty_annotations(records: Sequence[dict[str, Any]], dataset_name: str) -> None:
-    empty = [record for record in records if "empty_annotations" in record]
-    if empty:
+    named = [
+        f"object {number} of image {record['image_id']}"
+        for record in records
+        for number in record.get("empty_annotations", ())
+    ]
+    if named:
         logger.warning(
-            f"{dataset_name}: {sum(len(r['empty_annotations']) for r in empty)} objects have a box "
-            "of four zeros, mark nothing and are no labels, the first is object "
-            f"{empty[0]['empty_annotations'][0]} of image {empty[0]['image_id']}; draw them again "
-            "or delete them."
+            f"{dataset_name}: {len(named)} objects have a box of four zeros, mark nothing and are "
+            f"no labels, first {first_ones(named)}; draw them again or delete them."
         )
 
 
-def _image_ids(split_file: str, annotation_dir: str) -> list[str]:
+def _image_ids(split_file: str, annotation_dir: str, problems: Problems) -> list[str]:
     """Image ids, one a line; the -1, 0 or 1 after it in the list of a class is not read."""
     try:
         with PathManager.open(split_file, "r", encoding="utf-8-sig") as f:  # with or without BOM
             rows = {number: line.strip() for number, line in enumerate(f, 1) if line.strip()}
     except UnicodeDecodeError as e:
         raise DatasetError(f"{split_file}: not UTF-8 ({e}). Save it in UTF-8.") from e
-    ids = []
+    ids: Counter[str] = Counter()
     for number, row in rows.items():
         try:
-            ids.append(_image_id(row, annotation_dir))
-        except ValueError as e:
-            raise DatasetError(f"{split_file}: line {number} is {reprlib.repr(row)}, {e}") from None
-    repeated = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
-    if repeated:
-        raise DatasetError(f"{split_file}: image {repeated[0]} occurs twice; keep one line of it.")
-    return ids
+            ids[_image_id(row, annotation_dir)] += 1
+        except Fault as e:
+            problems.add(f"{split_file}: line {number} is {reprlib.repr(row)}, {e}", e.remedy)
+    for image_id in sorted(i for i, count in ids.items() if count > 1):
+        problems.add(f"{split_file}: image {image_id} occurs twice", "keep one line of it")
+    return list(ids)
 
 
 def _image_id(row: str, annotation_dir: str) -> str:
@@ -118,15 +124,15 @@ def _image_id(row: str, annotation_dir: str) -> str:
     head, *state = row.rsplit(maxsplit=1)
     ending = os.path.splitext(row)[1]
     if not state:
-        if ending.lower() in (*_ENDINGS, ".png", ".xml") and not _exists(annotation_dir, row):
-            raise ValueError(f"the name of a file; write the image id, without '{ending}'.")
+        if ending.lower() in (*_ENDINGS, ".xml") and not _exists(annotation_dir, row):
+            raise Fault("the name of a file", f"write the image id, without '{ending}'")
         return row
     candidates = [row, head] if state[0] in _STATES else [row]
     found = [image_id for image_id in candidates if _exists(annotation_dir, image_id)]
     if len(found) == 2:
-        raise ValueError(f"which may mean '{row}.xml' or '{head}.xml'; rename one of them.")
+        raise Fault(f"which may mean '{row}.xml' or '{head}.xml'", "rename one of them")
     if not found and (len(candidates) == 1 or len(head.split()) > 1):
-        raise ValueError("not one image id; write one on each line.")
+        raise Fault("not one image id", "write one on each line")
     return found[0] if found else head
 
 
@@ -135,23 +141,26 @@ def _exists(annotation_dir: str, image_id: str) -> bool:
 
 
 def _load_image(
-    dirname: str, image_id: str, files: frozenset[str], dataset_name: str
+    dirname: str, image_id: str, files: frozenset[str], problems: Problems
 ) -> dict[str, Any]:
+    """The dataset dict; of height and width 0 where these cannot be had, which is a problem."""
     image_dir = os.path.join(dirname, "JPEGImages")
     names = [image_id + ending for ending in _ENDINGS]
     name = next((n for n in names if n in files), names[0])
-    image_file = require_inside(image_dir, name, f"image list of {dataset_name}")
+    if not is_inside(image_dir, name):
+        problems.add(f"image list: '{name}' leads out of '{image_dir}'", "correct the list")
+        return {"image_id": image_id, "height": 0}
+    image_file = os.path.join(image_dir, name)
     annotation_dir = PathManager.get_local_path(os.path.join(dirname, "Annotations"))
     xml_file = os.path.join(annotation_dir, f"{image_id}.xml")
-    try:
-        height, width, objects = _parse(xml_file, os.stat(xml_file).st_mtime_ns)
-        if not (height and width):
+    height, width, objects, faults = _parse_or_fault(xml_file)
+    if not (faults or (height and width)):
+        try:
             height, width = image_size(image_file)
-    except (OSError, ET.ParseError, ValueError) as e:
-        raise DatasetError(
-            f"image {image_id}.jpg of {dataset_name}: {str(e).rstrip('.')}. "
-            f"Correct or restore '{xml_file}'."
-        ) from e
+        except ImageError as e:
+            faults = ((e.fault, "write its size, or get the file again"),)
+    for fault, remedy in faults:
+        problems.add(f"image {image_id}.jpg ('{xml_file}'): {fault}", remedy)
     record = {
         "file_name": image_file,
         "image_id": image_id,
@@ -161,6 +170,13 @@ def _load_image(
     }
     empty = [number for number, o in enumerate(objects, 1) if o.box == _EMPTY_BOX]
     return {**record, "empty_annotations": empty} if empty else record
+
+
+def _parse_or_fault(xml_file: str) -> _Image:
+    try:
+        return _parse(xml_file, os.stat(xml_file).st_mtime_ns)
+    except (OSError, ET.ParseError, ValueError) as e:
+        return _Image(0, 0, (), ((str(e), "correct or restore the file"),))
 
 
 def _annotation(obj: _Object) -> dict[str, Any]:
@@ -184,8 +200,19 @@ class _NoDoctype(ET.TreeBuilder):
 def _parse(xml_file: str, mtime_ns: int) -> _Image:
     """Read one annotation file; ``mtime_ns`` keys the cache."""
     root = _read_xml(xml_file)
-    height, width = (_number(root, f"size/{side}", LONGEST_SIDE) for side in ("height", "width"))
-    return _Image(height, width, tuple(_parse_object(o) for o in _children(root, "object")))
+    height, width, objects, faults = 0, 0, [], []
+    try:
+        height, width = (
+            _number(root, f"size/{side}", LONGEST_SIDE) for side in ("height", "width")
+        )
+    except Fault as e:
+        faults.append((str(e), e.remedy))
+    for element in _children(root, "object"):
+        try:
+            objects.append(_parse_object(element))
+        except Fault as e:
+            faults.append((str(e), e.remedy))
+    return _Image(height, width, tuple(objects), tuple(faults))
 
 
 def _read_xml(xml_file: str) -> ET.Element:
@@ -204,16 +231,20 @@ def _number(element: ET.Element, path: str, largest: int) -> int:
     """Whole number from 0 to `largest` in the element at `path`; 0 where it is absent or blank."""
     text = (element.findtext(path) or "").strip() or "0"
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) > largest:
-        raise ValueError(f"{path} is {reprlib.repr(text)}, not a whole number up to {largest}")
+        raise Fault(
+            f"{path} is {reprlib.repr(text)}, not a whole number up to {largest}",
+            "write the size in pixels",
+        )
     return int(text)
 
 
 def _parse_object(element: ET.Element) -> _Object:
     name = (element.findtext("name") or "").strip()
     if name not in CLASS_NAMES:
-        raise ValueError(
-            f"class {reprlib.repr(name)} is not one of the {len(CLASS_NAMES)} VOC classes (for "
-            "classes of your own, write a COCO-format json and register it with --register-coco)"
+        raise Fault(
+            f"class {reprlib.repr(name)} is not one of the {len(CLASS_NAMES)} VOC classes",
+            "correct the name; for classes of your own, write a COCO-format json and register it "
+            "with --register-coco",
         )
     return _Object(CLASS_NAMES.index(name), _parse_box(element, name), _difficult(element))
 
@@ -228,8 +259,9 @@ def _difficult(element: ET.Element) -> int:
     texts = {(child.text or "").strip() or "0" for child in _children(element, "difficult")}
     text = texts.pop() if texts else "0"
     if texts or text.lower() not in _FLAGS:
-        raise ValueError(
-            f"difficult is {reprlib.repr(text)}, not 0, 1, false or true, once in each object"
+        raise Fault(
+            f"difficult is {reprlib.repr(text)}, not 0, 1, false or true, once in each object",
+            "correct it",
         )
     return _FLAGS[text.lower()]
 
@@ -239,8 +271,9 @@ def _parse_box(element: ET.Element, name: str) -> Sequence[float]:
     try:
         xmin, ymin, xmax, ymax = map(float, texts)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"the box of a '{name}' is {reprlib.repr(texts)}, not four numbers"
+        raise Fault(
+            f"the box of a '{name}' is {reprlib.repr(texts)}, not four numbers",
+            "write xmin, ymin, xmax and ymax",
         ) from None
     # VOC counts pixels from 1 and includes the last one: xmin 1, xmax W is the whole width.
     return xmin - 1.0, ymin - 1.0, xmax, ymax

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import check_dataset_names, read_run_config
 from ..data import DatasetError, LabelPolicy, get_multilabel_dicts
-from ..data.errors import check_files_exist
+from ..data.problems import Problems, find_missing_files
 from ..evaluation import label_thresholds
 from ..evaluation.multilabel_evaluator import ground_truth
 
@@ -67,6 +67,11 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
     datasets = tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
     for dataset in datasets:
         found = class_names(dataset)
+        if len(names) == head != len(found) and (eval_only or dataset != datasets[0]):
+            raise ValueError(
+                f"data set {dataset} has {len(found)} classes, {source} and the model have {head}: "
+                "write the same categories into all files, also those without annotations"
+            )
         if not len(found) == head == len(names or found):
             raise ValueError(
                 f"data set {dataset} has {len(found)} classes and the model {head}; "
@@ -100,7 +105,9 @@ def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:
         names, dicts = class_names(dataset), get_multilabel_dicts(dataset, policy)
         label_thresholds(cfg, names)
         ground_truth(dicts, dataset, len(names))
-        check_files_exist(dicts, dataset, cfg.DATALOADER.MAX_BAD_IMAGES)
+        problems = Problems(dataset)
+        find_missing_files(dicts, cfg.DATALOADER.MAX_BAD_IMAGES, problems)
+        problems.raise_any()
     if cfg.TEST.LABEL_TOP_K < 1:
         raise ValueError(f"TEST.LABEL_TOP_K is {cfg.TEST.LABEL_TOP_K}; set it to at least 1")
 

@@ -318,9 +318,15 @@ def _check_scores(scores: np.ndarray) -> None:
     if scores.min() >= 0 and scores.max() <= 1:  # false for nan
         return
     row, column = np.argwhere(~((scores >= 0) & (scores <= 1)))[0]
-    value = scores[row, column]
-    remedy = "not a number" if np.isnan(value) else "not in [0, 1]: logits need a sigmoid first"
-    raise ValueError(f"scores[{row}, {column}] (row {row}, class {column}) is {value}, {remedy}")
+    fault = score_fault(scores[row, column])
+    raise ValueError(f"scores[{row}, {column}] (row {row}, class {column}) is {fault}")
+
+
+def score_fault(score: float) -> str:
+    """A score that is not in [0, 1], what is wrong with it and what to do."""
+    if np.isnan(score):
+        return f"{score}, not a number"
+    return f"{score}, not in [0, 1]: divide percent by 100, put a sigmoid after logits"
 
 
 def _check_threshold(threshold: float | np.ndarray, scores: np.ndarray) -> None:

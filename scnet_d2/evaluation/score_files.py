@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.problems import first_ones
 from ..outputs import replacing
-from .metrics import check_inputs
+from .metrics import check_inputs, score_fault
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ formats, by the end of the file's name:
              a.jpg,0.93,0.02                a.jpg,1,0
              b.jpg,0.10,0.75                b.jpg,-1,1
          A score is in [0, 1]; a label is 1 or True (present), 0 or False (absent) or -1 (left
-         out). ; may separate the columns of either file.
+         out). ; or tabs may separate the columns of either file, and 0,93 is 0.93 then. The
+         endings of image files may be absent from one of them.
 
   .json  a list with one object an image. Classes are names:
              [{"image_id": "a.jpg", "scores": {"cat": 0.93, "dog": 0.02},
@@ -42,9 +46,10 @@ formats, by the end of the file's name:
              [{"image_id": "a.jpg", "scores": [0.93, 0.02], "labels": [0]}, ...]
          "ignored" may be absent.
 """
-# what NumPy, csv and json raise, or what reading a value of another type does
+_ENDING = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
 _LABELS = {"-1": -1.0, "-1.0": -1.0} | dict.fromkeys(("0", "0.0", "false"), 0.0)
 _LABELS |= dict.fromkeys(("1", "1.0", "true"), 1.0)  # as pandas writes them, in lower case
+# what NumPy, csv and json raise, or what reading a value of another type does
 _DAMAGED = (
     AttributeError, EOFError, OSError, TypeError, ValueError, csv.Error, zipfile.BadZipFile
 )  # fmt: skip
@@ -109,9 +114,9 @@ def read_scores(
     path = Path(path)
     readers = {".npz": _read_npz, ".csv": _read_csv, ".json": _read_json}
     try:
-        if path.suffix not in readers:
+        if path.suffix.lower() not in readers:
             raise ValueError("is neither .npz, .csv nor .json")
-        table = readers[path.suffix](path, labels_path)
+        table = readers[path.suffix.lower()](path, labels_path)
         _check(table)
     except ScoreFileError:
         raise  # which names its file and line
@@ -157,17 +162,32 @@ def _id_array(image_ids: list[Any]) -> np.ndarray:
 
 
 def _check(table: ScoreTable) -> None:
-    check_inputs(table.scores, table.labels, table.ignored)
     shape = table.scores.shape
-    ids = shape[:1] if table.image_ids is None else (len(table.image_ids),)
-    if (*ids, len(table.class_names)) != shape:
-        raise ValueError(
-            f"has {ids[0]} image ids and {len(table.class_names)} class names for scores of shape "
-            f"{shape}"
-        )
+    if len(shape) == 2 and shape == table.labels.shape:
+        ids = shape[:1] if table.image_ids is None else (len(table.image_ids),)
+        if (*ids, len(table.class_names)) != shape:
+            raise ValueError(
+                f"has {ids[0]} image ids and {len(table.class_names)} class names for scores of "
+                f"shape {shape}"
+            )
+        _check_scores(table)
+    check_inputs(table.scores, table.labels, table.ignored)
     named = Counter(str(i) for i in table.image_ids or () if i is not None)
     if named and named.most_common(1)[0][1] > 1:
         raise ValueError(f"image {named.most_common(1)[0][0]} comes twice")
+
+
+def _check_scores(table: ScoreTable) -> None:
+    """Name image and class of what `check_inputs` can only number."""
+    wrong = np.argwhere(~((table.scores >= 0) & (table.scores <= 1)))
+    if not len(wrong):
+        return
+    row, column = wrong[0]
+    image_id = None if table.image_ids is None else table.image_ids[row]
+    image = f"row {row}" if image_id is None else f"image {image_id}"
+    more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+    fault = score_fault(table.scores[row, column])
+    raise ValueError(f"{image}, class {table.class_names[column]}: the score is {fault}{more}")
 
 
 def _read_npz(path: Path, labels_path: object) -> ScoreTable:
@@ -201,9 +221,13 @@ def _read_csv(path: Path, labels_path: str | os.PathLike | None) -> ScoreTable:
     labels_header, labels = _read_csv_rows(Path(labels_path), _label)
     if set(header) != set(labels_header):
         raise ValueError(f"the header {header} differs from {labels_path}'s {labels_header}")
-    different = sorted(scores.keys() ^ labels.keys())
-    if different:
-        raise ValueError(f"image {different[0]} is in only one of it and {labels_path}")
+    if scores.keys() != labels.keys():
+        scores, labels = _by_stem(scores, labels), _by_stem(labels, scores)
+    if different := sorted(scores.keys() ^ labels.keys()):
+        raise ValueError(
+            f"{len(different):,} images are in only one of it and {labels_path}: image "
+            f"{first_ones(different)}"
+        )
     columns = [labels_header.index(name) for name in header]
     label_array = np.array([labels[image_id] for image_id in scores])[:, columns]
     score_array, image_ids = np.array(list(scores.values())), list(scores)
@@ -224,42 +248,52 @@ def _label(text: str) -> float:
     return value
 
 
+def _by_stem(rows: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Rows by their ids without the ending of an image file, where the other ids have none."""
+    stems = {_ENDING.sub("", image_id): row for image_id, row in rows.items()}
+    return stems if len(stems) == len(rows) and others.keys() == stems.keys() else rows
+
+
 def _read_csv_rows(
     path: Path, read: Callable[[str], float]
 ) -> tuple[list[str], dict[str, list[float]]]:
     """Class names, and the values of each image by its id, as `read` takes them from a cell."""
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a BOM
-        separator = ";" if file.readline().startswith(("image_id;", ";image_id;")) else ","
-        file.seek(0)
-        reader = csv.reader(file, delimiter=separator)
-        header = next(reader, [])
-        index = header[:2] == ["", "image_id"]  # of rows, as pandas writes it
-        header = header[index:]
-        if header[:1] != ["image_id"] or len(header) < 2:
-            raise ScoreFileError(f"{path}, line 1: must be image_id,<class>,..., got {header}")
-        if len(set(header)) < len(header):
-            raise ScoreFileError(f"{path} has more than one column of a name: {header}")
-        rows: dict[str, list[float]] = {}
-        for image_id, *values in (row[index:] for row in reader if row):
-            if len(values) != len(header) - 1 or image_id in rows:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Excel begins with a BOM
+    except UnicodeDecodeError as error:
+        raise ScoreFileError(f"{path}: not UTF-8 ({error}); save it as CSV in UTF-8") from error
+    first = text.partition("\n")[0].replace('"', "")
+    separator = re.match("(?:image_id|)([;\t]|)", first)[1] or ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    header = [name.strip() for name in next(reader, [])]
+    index = header[:2] == ["", "image_id"]  # of rows, as pandas writes it
+    header = header[index:]
+    if header[:1] != ["image_id"] or len(header) < 2:
+        raise ScoreFileError(f"{path}, line 1: must be image_id,<class>,..., got {header}")
+    if len(set(header)) < len(header):
+        raise ScoreFileError(f"{path} has more than one column of a name: {header}")
+    rows: dict[str, list[float]] = {}
+    for image_id, *values in (row[index:] for row in reader if any(map(str.strip, row))):
+        if len(values) != len(header) - 1 or image_id in rows:
+            raise ScoreFileError(
+                f"{path}, line {reader.line_num}: image {image_id} comes twice or has "
+                f"{len(values)} values for {len(header) - 1} classes"
+            )
+        for name, value in zip(header[1:], values):
+            try:
+                number = value if separator == "," else value.replace(",", ".")
+                rows.setdefault(image_id, []).append(read(number))
+            except ValueError as error:
                 raise ScoreFileError(
-                    f"{path}, line {reader.line_num}: image {image_id} comes twice or has "
-                    f"{len(values)} values for {len(header) - 1} classes"
-                )
-            for name, value in zip(header[1:], values):
-                try:
-                    rows.setdefault(image_id, []).append(read(value))
-                except ValueError as error:
-                    raise ScoreFileError(
-                        f"{path}, line {reader.line_num}: image {image_id}, class {name}: "
-                        f"{f'{value!r} {error}' if value.strip() else 'the cell is blank'}"
-                    ) from error
+                    f"{path}, line {reader.line_num}: image {image_id}, class {name}: "
+                    f"{f'{value!r} {error}' if value.strip() else 'the cell is blank'}"
+                ) from error
     return header[1:], rows
 
 
 def _read_json(path: Path, labels_path: object) -> ScoreTable:
     """A list of images with their scores and labels."""
-    images = json.loads(path.read_text(encoding="utf-8"))
+    images = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without BOM
     if not isinstance(images, list) or not images:
         raise ValueError("is not a list of images")
     first = images[0]["scores"]
@@ -276,6 +310,17 @@ def _read_json(path: Path, labels_path: object) -> ScoreTable:
     )
 
 
+def _label_set(image: dict[str, Any], key: str) -> set[Any]:
+    labels = image["labels"] if key == "labels" else image.get(key, ())
+    labels = [labels] if isinstance(labels, str) else labels
+    if len(set(labels)) < len(labels):  # as 0 or 1 for each class
+        raise ValueError(
+            f"image {image.get('image_id')}: {key} {labels} name a class twice; write the names or "
+            "positions of the classes that it has"
+        )
+    return set(labels)
+
+
 def _read_json_image(
     image: dict[str, Any], classes: list[Any]
 ) -> tuple[list[float], list[bool], list[bool]]:
@@ -283,7 +328,7 @@ def _read_json_image(
     scores = (
         image["scores"] if isinstance(image["scores"], dict) else dict(enumerate(image["scores"]))
     )
-    labels, ignored = set(image["labels"]), set(image.get("ignored", ()))
+    labels, ignored = (_label_set(image, key) for key in ("labels", "ignored"))
     different = (scores.keys() ^ set(classes)) | ((labels | ignored) - set(classes))
     if different:
         raise ValueError(

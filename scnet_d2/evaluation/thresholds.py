@@ -90,7 +90,7 @@ def label_thresholds(cfg: CfgNode, class_names: Sequence[str]) -> np.ndarray:
 
 
 def _read(path: str | PathLike) -> dict[str, float]:
-    with PathManager.open(str(path)) as file:
+    with PathManager.open(str(path), encoding="utf-8-sig") as file:
         try:
             content = json.load(file)
         except ValueError as error:

@@ -2,10 +2,11 @@
 
 from .optimize import optimize_for_inference
 from .predictor import SCNetPredictor, describe_labels, rounded_scores
-from .run import add_model_options, load_run
+from .run import OptsParser, add_model_options, load_run
 from .visualizer import draw_labels
 
 __all__ = [
+    "OptsParser",
     "SCNetPredictor",
     "add_model_options",
     "describe_labels",

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -19,7 +19,7 @@ from ..config import (
     load_config,
     use_available_device,
 )
-from ..data.errors import check_class_names
+from ..data.problems import check_class_names
 
 CONFIG, CARD, THRESHOLDS = "config.yaml", "README.md", "thresholds.json"
 # What train_net.py leaves in a run's folder, and what a model folder has.
@@ -34,6 +34,16 @@ _PREDICTION_KEYS = {
     "TEST": ("DETECTIONS_PER_IMAGE", "LABEL_THRESHOLD"),
 }
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+class OptsParser(argparse.ArgumentParser):
+    """Parser of a program whose last option is `--opts KEY VALUE ...`, which takes all after it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Also for keys without `--opts`, and options after it."""
+        if message.startswith(("unrecognized", "the following arguments are required")):
+            message += "; config keys stand after --opts, at the end of the command"
+        super().error(message)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -95,11 +105,15 @@ def find_model(source: str | os.PathLike) -> Path:
     Raises:
         ConfigError: naming what was looked for, and what else is taken.
     """
-    path, name = Path(source), os.fspath(source)
+    path, name = Path(source).expanduser(), os.fspath(source)
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise ConfigError(f"folder '{name}' has no {CONFIG}: {_what_is_taken()}")
         return path
+    if path.is_file() and path.suffix in (".pth", ".pkl", ".safetensors"):
+        raise ConfigError(
+            f"'{name}' are weights: give their folder, or a config file and MODEL.WEIGHTS {name}"
+        )
     if path.is_file() or path.suffix == ".yaml":
         return path
     if name in model_zoo.list_models():

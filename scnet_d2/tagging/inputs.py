@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,15 @@ IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
     ".ppm", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
+
+
+_NO_IMAGES = {
+    **dict.fromkeys((".csv", ".lst", ".txt"), "a list: scnet-tag takes its lines with - < {}"),
+    **dict.fromkeys(
+        (".avi", ".mkv", ".mov", ".mp4", ".webm"),
+        "a video: take frames from it, as with ffmpeg -i {} frames/%06d.jpg",
+    ),
+}
 
 
 class ImageFinder:
@@ -38,10 +49,13 @@ class ImageFinder:
 
         Raises:
             OSError: if a folder cannot be read.
-            ValueError: if a pattern matches nothing, or what does not exist is not named as an
-                image is.
+            ValueError: if a pattern matches nothing, what does not exist is not named as an image
+                is, a path is an address, or a list or a video alone is given.
         """
+        arguments = list(arguments)
         for argument in arguments:
+            if len(arguments) == 1:  # among many files, as shells give for *, it is one that fails
+                _refuse_list_or_video(argument)
             if argument == "-":
                 yield from map(_plain, listed)
             else:
@@ -62,14 +76,31 @@ class ImageFinder:
 
 
 def read_list(stream: BinaryIO, separator: bytes = b"\n") -> Iterator[str]:
-    """Paths of a list, one a line, or separated by zero bytes as `find -print0` writes them."""
-    ending = b"\r" if separator == b"\n" else b""  # of a list that was written on Windows
-    rest = b""
-    while block := stream.read(1 << 16):
+    """Paths of a list, one a line, or separated by zero bytes as `find -print0` writes them.
+
+    Raises:
+        ValueError: if it is UTF-16.
+    """
+    decode = os.fsdecode
+    rest, block = b"", stream.read(1 << 16)
+    if separator == b"\n":
+        decode = _line
+        if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("the list is UTF-16: save it in UTF-8")
+        block = block.removeprefix(codecs.BOM_UTF8)
+    while block:
         *entries, rest = (rest + block).split(separator)
-        yield from (os.fsdecode(e.removesuffix(ending)) for e in entries if e.strip())
+        yield from (decode(e) for e in entries if e.strip())
+        block = stream.read(1 << 16)
     if rest.strip():
-        yield os.fsdecode(rest.removesuffix(ending))
+        yield decode(rest)
+
+
+def _line(entry: bytes) -> str:
+    """The path on a line, without what Windows puts around it: quotes and a carriage return."""
+    path = os.fsdecode(entry.removesuffix(b"\r"))
+    quoted = len(path) > 2 and path[0] == path[-1] == '"'
+    return path[1:-1] if quoted and not os.path.lexists(path) else path
 
 
 class InputList:
@@ -108,8 +139,16 @@ class InputList:
             yield os.fsdecode(file)
 
 
+def _refuse_list_or_video(argument: str) -> None:
+    kind = _NO_IMAGES.get(os.path.splitext(argument)[1].lower())
+    if kind and os.path.isfile(argument):
+        raise ValueError(f"{argument} is no image, but {kind.format(argument)}")
+
+
 def _matches(argument: str) -> list[str]:
     if os.path.lexists(argument):
+        return [argument]
+    if "://" in argument:
         return [argument]
     if not glob.has_magic(argument):
         if os.path.splitext(argument)[1].lower() not in IMAGE_SUFFIXES:
@@ -126,6 +165,8 @@ def _matches(argument: str) -> list[str]:
 
 def _plain(path: str) -> str:
     """One spelling for a path: no "./" before it, no "//" in it."""
+    if re.match("[a-z]+://", path):
+        raise ValueError(f"{path} is an address: download the image and give the file")
     return os.fspath(Path(path))
 
 

@@ -35,6 +35,10 @@ class TagOutput:
     `<output>.lines.jsonl`, and renamed into place. `<output>.settings.json` tells what the images
     were tagged with, so that nothing else is mixed in. Used in a `with` statement, during which
     no other process can use the same output.
+
+    Attributes:
+        folder: where relative paths of the lines begin, from whichever folder they are added: the
+            current folder of the first run, while that exists.
     """
 
     def __init__(self, path: Path, file_format: str, settings: dict[str, Any]):
@@ -43,12 +47,13 @@ class TagOutput:
             path: the output.
             file_format: jsonl, csv or coco.
             settings: `version`, `weights`, `thresholds`, `top_k` and all else that the labels
-                depend on; `weights_file` is for information.
+                depend on; `weights_file` is for information, `folder` is the current one.
         """
         self.path = path
         self.file_format = file_format
         self.settings = json.loads(json.dumps(settings))  # tuples become lists
         self.lines = path if file_format == "jsonl" else Path(f"{path}.lines.jsonl")
+        self.folder = os.getcwd()
         self._settings_file = Path(f"{path}.settings.json")
 
     def __enter__(self) -> TagOutput:
@@ -101,7 +106,8 @@ class TagOutput:
 
     def append(self, records: Iterable[dict]) -> None:
         """Write the lines of finished images; on return they are on the disk."""
-        self._file.write("".join(map(_line, records)).encode())
+        lines = (_line(record | {"file": self._path(record["file"])}) for record in records)
+        self._file.write("".join(lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -113,6 +119,13 @@ class TagOutput:
         elif self.file_format == "coco":
             with _replacing(self.path) as file:
                 _write_coco(file, self._records, self.settings, class_names)
+
+    def _path(self, file: str) -> str:
+        """A path from the current folder, as it is written: relative ones begin at `folder`."""
+        if os.path.isabs(file) or self.folder == os.getcwd():
+            return file
+        parent, name = os.path.split(file)
+        return os.path.relpath(os.path.join(os.path.realpath(parent), name), self.folder)
 
     def _records(self) -> Iterator[dict]:
         self._end = 0  # of the whole lines, in bytes
@@ -140,7 +153,10 @@ class TagOutput:
         self._lock.seek(0)
         text = self._lock.read()
         if _size(self.lines) > 0:
-            changes = list(_differences(_settings(text, self._settings_file), self.settings))
+            former = _settings(text, self._settings_file)
+            if os.path.isdir(former.get("folder", "")):
+                self.folder = former["folder"]
+            changes = list(_differences(former, self.settings))
             if changes:
                 more = f" and {len(changes) - 3} more" if changes[3:] else ""
                 raise OutputError(
@@ -166,7 +182,7 @@ def _settings(text: str, path: Path) -> dict[str, Any]:
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     """One text for each setting that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted((old.keys() | new.keys()) - {"weights_file"}):
+        for key in sorted((old.keys() | new.keys()) - {"weights_file", "folder"}):
             yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name} was {_short(old)} and is {_short(new)}"
@@ -202,8 +218,11 @@ def _begins(path: Path, start: str) -> bool:
 
 
 def _replacing(path: Path) -> AbstractContextManager[TextIO]:
-    """Open a text file that takes its name when it is whole; names of files may be any bytes."""
-    return replacing(path, "w", errors="surrogateescape", newline="")
+    """Open a text file that takes its name when it is whole.
+
+    Bytes of file names that are not UTF-8 stand in it as in JSON, see docs/tagging.md.
+    """
+    return replacing(path, "w", errors="backslashreplace", newline="")
 
 
 def _write_csv(file: TextIO, records: Iterable[dict]) -> None:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..evaluation import label_thresholds
-from ..inference import load_run
+from ..inference import OptsParser, load_run
 from ..inference.run import MODEL_HELP, class_names
 from .inputs import IMAGE_SUFFIXES, ImageFinder, InputList, read_list
 from .local_engine import MAX_PIXELS, TagOptions, tag_locally
@@ -163,6 +163,7 @@ def tag_settings(cfg: CfgNode, options: TagOptions, names: list[str]) -> dict[st
     return {
         "version": __version__,
         "weights_file": cfg.MODEL.WEIGHTS,
+        "folder": os.getcwd(),
         "weights": _sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])),
         "thresholds": dict(zip(names, options.thresholds.tolist())),
         "top_k": options.top_k,
@@ -195,12 +196,13 @@ def _done(
     """
     counts, last, lines = Counts(len(inputs)), deque(maxlen=chunk_size), 0
     for record in output.finished(without_failed=retry_failed):
-        own = inputs.mark_done(record["file"])
+        file = os.path.join(output.folder, record["file"])
+        own = inputs.mark_done(file)
         counts.done += own
         counts.failed += own and "error" in record
         counts.others += not own
         counts.others_failed += not own and "error" in record
-        last.append(record["file"] if own else None)
+        last.append(file if own else None)
         lines += 1
     incomplete = lines % chunk_size
     repeated = list(last)[-incomplete:] if incomplete else []
@@ -286,7 +288,7 @@ def _number(kind: type, least: float, most: float = float("inf")):
 
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of the program."""
-    parser = argparse.ArgumentParser(
+    parser = OptsParser(
         description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -11,16 +11,16 @@ import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+from scnet_d2.app.label_page import LabelledPhoto, list_labels, page_html
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.inference import SCNetPredictor
+
 import pytest
 import torch
 from conftest import REPO, small_config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-
-from scnet_d2.app.label_page import LabelledPhoto, list_labels, page_html
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.inference import SCNetPredictor
 
 HOSTILE = '<img src=x onerror="document.title=1">${alert(1)}{{value}}'
 NAMES = (HOSTILE, *CLASSES[1:])

@@ -6,6 +6,17 @@ import pickle
 import re
 import struct
 
+from scnet_d2.checkpoint import (
+    METADATA_KEY,
+    CheckpointError,
+    SCNetCheckpointer,
+    UnsafeCheckpointError,
+    read_checkpoint,
+)
+from scnet_d2.data import TrainLoader
+from scnet_d2.engine import Trainer
+from scnet_d2.inference import SCNetPredictor
+
 import convert_torchvision
 import numpy as np
 import pytest
@@ -17,17 +28,6 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.modeling import build_backbone, build_model
 from safetensors.torch import save_file
 from torch import nn
-
-from scnet_d2.checkpoint import (
-    METADATA_KEY,
-    CheckpointError,
-    SCNetCheckpointer,
-    UnsafeCheckpointError,
-    read_checkpoint,
-)
-from scnet_d2.data import TrainLoader
-from scnet_d2.engine import Trainer
-from scnet_d2.inference import SCNetPredictor
 
 DETECTOR = (
     "MODEL.META_ARCHITECTURE",

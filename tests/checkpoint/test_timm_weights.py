@@ -2,15 +2,15 @@
 
 import importlib
 
+from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint, timm_weights
+from scnet_d2.checkpoint.timm_weights import PACKAGES, TimmWeights, rename_efficientnet
+
 import pytest
 import timm
 import torch
 from conftest import load_config
 from detectron2.modeling import build_model
 from torch import nn
-
-from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint, timm_weights
-from scnet_d2.checkpoint.timm_weights import PACKAGES, TimmWeights, rename_efficientnet
 
 LITE = "VOC-MultiLabel/scnet_EfficientNet_Lite0_FPN_256px.yaml"
 

@@ -7,6 +7,17 @@ import math
 import os
 from pathlib import Path
 
+from scnet_d2.data import (
+    DatasetError,
+    LabelPolicy,
+    get_multilabel_dicts,
+    get_training_dicts,
+    register_coco_multilabel,
+)
+from scnet_d2.data.boxes import clip_box
+from scnet_d2.data.builtin import register_all
+from scnet_d2.data.labels import image_labels
+
 import numpy as np
 import pytest
 import torch
@@ -20,17 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scnet_d2.data import (
-    DatasetError,
-    LabelPolicy,
-    get_multilabel_dicts,
-    get_training_dicts,
-    register_coco_multilabel,
-)
-from scnet_d2.data.boxes import clip_box
-from scnet_d2.data.builtin import register_all
-from scnet_d2.data.labels import image_labels
-
+SIZE = {"height": 40, "width": 60}
 # Ids are neither ordered nor contiguous: 3 -> 0 "cup", 7 -> 1 "dog", 20 -> 2 "cat".
 SMALL = {
     "images": [
@@ -190,6 +191,16 @@ def test_training_without_a_box_is_refused(load, annotations, message):
         get_training_dicts(cfg)
 
 
+def test_training_names_absent_files_and_absent_boxes_together(load, tmp_path):
+    load({**SMALL, "annotations": []})
+    with pytest.raises(DatasetError) as error:
+        get_training_dicts(small_config("DATASETS.TRAIN", ("small",)))
+    files, boxes = error.value.problems
+    shown = ", ".join(repr(str(tmp_path / f"{i}.png")) for i in (4, 5, 9))
+    assert f"3 of its 3 image files do not exist, first {shown}; correct" in files
+    assert "no annotations in 3 images: no training boxes" in boxes
+
+
 def test_training_with_one_box_is_not_refused(load):
     load({**SMALL, "annotations": [*CROWDS[:3], {**CROWDS[3], "iscrowd": 0}]})
     cfg = small_config("DATASETS.TRAIN", ("small",), "DATALOADER.MAX_BAD_IMAGES", 1.0)
@@ -228,7 +239,7 @@ def with_first_id(section, value):
         (json.dumps(SMALL).replace("cat", "chät").encode("latin-1"), "not UTF-8"),
         ("[" * 100_000, "nested too deeply"),
         ('{"info": ' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
-        ("[1, 2]", "a json list, not a COCO-format dict"),
+        ("[1, 2]", "a json list, not a COCO-format dict.*export"),
         (without("images"), "'images' is missing"),
         (without("annotations"), "'annotations' is missing"),
         (without("categories"), "'categories' is missing"),
@@ -274,11 +285,11 @@ def with_first_id(section, value):
         (edited("categories", 1, id="cup"), "category 'cup' has the id 'cup', a text; write a who"),
         (
             edited("annotations", 2, bbox=None),
-            r"annotations\[2\] lacks a valid bbox \(its id is 3; bbox is None, null, not a list",
+            r"annotations\[2\] lacks a valid bbox \(its id is 3; bbox is None, null, not a.* masks",
         ),
         (
             edited("images", 1, width=None),
-            r"image 4 \('4.png'\) has no width and height, and they .*4.png' cannot be read",
+            r"image 4 has no width and height, and they .*4.png' cannot be read",
         ),
         (edited("annotations", 2, category_id=True), r"annotations\[2\] lacks a valid category_id"),
         (edited("annotations", 2, image_id=True), r"annotations\[2\] lacks a valid image_id"),
@@ -299,6 +310,31 @@ def test_broken_file_is_named_with_its_fault(load, tmp_path, content, message):
         load(content)
     assert str(tmp_path / "small.json") in str(error.value)
     str(error.value).encode()  # it can be printed
+
+
+def test_all_problems_are_counted_by_kind_and_the_first_three_shown(load, tmp_path):
+    content = copy.deepcopy(SMALL)
+    content["images"] += [{"id": 6, "file_name": 7}, {"id": 7, "file_name": "../a", **SIZE}]
+    content["categories"].append({"id": "x", "name": "eel"})
+    bad = [{"id": i, "image_id": 6, "category_id": 8, "bbox": [1, 2]} for i in range(10, 14)]
+    content["annotations"] += [*bad, {"id": 1, "image_id": 5, "category_id": 3, "bbox": [0] * 4}]
+    with pytest.raises(DatasetError) as error:
+        load(content)
+    title, *lines = str(error.value).splitlines()
+    assert title == f"{tmp_path / 'small.json'}: 12 problems of 6 kinds:"
+    assert lines[0].startswith("- images[3] lacks a valid file_name (its id is 6; file_name is 7,")
+    assert lines[1] == "- id 1 occurs twice in 'annotations'; make the ids in 'annotations' unique"
+    assert lines[2].startswith("- category 'eel' has the id 'x', a text; write a whole number")
+    assert lines[3:5] == [
+        "- 4 times: annotation 10: category_id 8 is not in 'categories' | annotation 11: "
+        "category_id 8 is not in 'categories' | annotation 12: category_id 8 is not in "
+        "'categories' | …; add it to 'categories' or delete the annotation",
+        "- 4 times: annotation 10: bbox [1, 2] is not [x, y, width, height] in pixels | annotation "
+        "11: bbox [1, 2] is not [x, y, width, height] in pixels | annotation 12: bbox [1, 2] is "
+        "not [x, y, width, height] in pixels | …; correct the boxes",
+    ]
+    assert lines[5].startswith("- image 7: '../a' leads out of")
+    assert error.value.problems == [f"{tmp_path / 'small.json'}: {line[2:]}" for line in lines]
 
 
 def test_utf8_with_a_byte_order_mark_is_read(load):
@@ -329,7 +365,7 @@ def test_annotation_that_marks_nothing_is_named_and_no_label(load, caplog, value
     assert record["empty_annotations"] == [2]
     assert not record["annotations_without_box"]
     assert "1 annotations mark nothing" in caplog.text
-    assert "the first is annotation 2 of image 9 ('9.png')" in caplog.text
+    assert "first annotation 2 of image 9 ('" in caplog.text
 
 
 @pytest.mark.parametrize("segmentation", [[], [[]], {"counts": [1], "size": [4, 6]}])
@@ -352,7 +388,38 @@ def test_file_name_is_corrected_where_that_finds_the_file(load, tmp_path, caplog
     (tmp_path / "sub/a.png").touch()
     name = name.replace("IMAGES", tmp_path.name)
     assert load(edited("images", 1, file_name=name))[0]["file_name"] == str(tmp_path / "sub/a.png")
-    assert f"the first is {name!r}, read as 'sub/a.png'" in caplog.text
+    assert f"first {name!r}, read as 'sub/a.png'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        r"..\..\label-studio\media\upload\4\a.png",
+        "../label/sub/a.png",
+        "/data/upload/sub/a.png",
+        r"C:\Users\me\sub\a.png",
+    ],
+)
+def test_file_name_of_the_place_where_it_was_labelled_is_corrected(load, tmp_path, caplog, name):
+    for file in ("a.png", "sub/a.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    expected = "sub/a.png" if "sub" in name else "a.png"
+    record = load(edited("images", 1, file_name=name))[0]
+    assert record["file_name"] == str(tmp_path / expected)
+    assert f"first {name!r}, read as {expected!r}" in caplog.text
+
+
+def test_two_places_of_which_one_file_is_left_are_refused(load, tmp_path):
+    (tmp_path / "a.png").touch()
+    content = edited("images", 1, file_name="../cats/a.png")
+    content["images"][2]["file_name"] = "../dogs/a.png"
+    with pytest.raises(DatasetError, match=r"2 times: .*cats/a\.png' leads out of .*dogs/a\.png'"):
+        load(content)
+    content["images"][2]["file_name"] = "a.png"
+    with pytest.raises(DatasetError, match=r"cats/a\.png' leads out of") as error:
+        load(content)
+    assert [Path(r["file_name"]).name for r in error.value.records] == ["9.png", "a.png"]
 
 
 def test_file_name_that_names_a_file_is_not_corrected(load, tmp_path, caplog):

@@ -4,16 +4,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
-import numpy as np
-import pytest
-from pycocotools.coco import COCO
-from scipy.stats import binomtest
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-
 from scnet_d2.data.context_scenes import (
     CLASSES,
     CONTEXT_PAIRS,
@@ -26,6 +16,16 @@ from scnet_d2.data.context_scenes import (
 )
 from scnet_d2.data.context_scenes import generator as context_scenes
 from scnet_d2.data.context_scenes.__main__ import contact_sheet
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from scipy.stats import binomtest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 TINY = SceneConfig(seed=7, sizes=(5, 2, 1))
 

@@ -9,10 +9,10 @@ import re
 import time
 from pathlib import Path
 
-import processes
-
 from scnet_d2.data.coco import load_coco_multilabel
 from scnet_d2.data.voc import load_voc_multilabel
+
+import processes
 
 
 def memory(key: str) -> float:

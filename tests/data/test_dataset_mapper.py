@@ -5,6 +5,15 @@ import json
 import pickle
 from pathlib import Path
 
+from scnet_d2 import add_scnet_config
+from scnet_d2.data import (
+    DatasetError,
+    LabelPolicy,
+    MultiLabelDatasetMapper,
+    register_coco_multilabel,
+)
+from scnet_d2.data.labels import label_records
+
 import numpy as np
 import pytest
 import torch
@@ -14,15 +23,6 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
-
-from scnet_d2 import add_scnet_config
-from scnet_d2.data import (
-    DatasetError,
-    LabelPolicy,
-    MultiLabelDatasetMapper,
-    register_coco_multilabel,
-)
-from scnet_d2.data.labels import label_records
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def truncated(path):
 )
 def test_unreadable_image_is_named(cfg, record, damage):
     damage(Path(record["file_name"]))
-    with pytest.raises(DatasetError, match=r"cannot be read .*Get the file again") as error:
+    with pytest.raises(DatasetError, match=r"cannot be read .*get the file again") as error:
         MultiLabelDatasetMapper(cfg, is_train=True)(record)
     assert record["file_name"] in str(error.value)
 

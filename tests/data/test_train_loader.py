@@ -3,12 +3,12 @@
 import random
 from itertools import chain
 
+from scnet_d2.data import DatasetError, TrainLoader
+
 import pytest
 from conftest import small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-
-from scnet_d2.data import DatasetError, TrainLoader
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import logging
 import os
 from pathlib import Path
 
+from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
+
 import pytest
 import torch
 from conftest import REAL_ROOT, needs_voc
@@ -14,8 +16,6 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-
-from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
 
 NAME = "voc_2007_train_multilabel"
 COW, DOG, PERSON = (CLASS_NAMES.index(name) for name in ("cow", "dog", "person"))
@@ -168,8 +168,26 @@ def test_broken_annotation_is_named_with_its_fault(voc, content, message):
     write(voc, i139=SIZE + content)
     with pytest.raises(DatasetError, match=message) as error:
         DatasetCatalog.get(NAME)
-    assert f"image i139.jpg of {NAME}" in str(error.value)
+    assert f"{NAME}: image i139.jpg" in str(error.value)
     assert str(voc / "Annotations/i139.xml") in str(error.value)
+
+
+def test_all_problems_are_counted_by_kind_and_the_first_three_shown(voc):
+    kittens = obj("kitten") * 2 + obj("dog", difficult=2)
+    write(voc, a=SIZE + kittens, b=SIZE + kittens, c="<object>")
+    (voc / "ImageSets/Main/train.txt").write_text("a\nb\nx.jpg\nc\nb\n")
+    with pytest.raises(DatasetError) as error:
+        DatasetCatalog.get(NAME)
+    title, *lines = str(error.value).splitlines()
+    assert title == f"{NAME}: 9 problems of 5 kinds:"
+    assert "train.txt: line 3 is 'x.jpg', the name of a file; write the image id" in lines[0]
+    assert "train.txt: image b occurs twice; keep one line of it" in lines[1]
+    a, b = (f"image {i}.jpg ('{voc}/Annotations/{i}.xml'): class 'kitten' is not" for i in "ab")
+    assert lines[2].startswith(f"- 4 times: {a}")
+    assert [lines[2].count(a), lines[2].count(b)] == [2, 1]
+    assert " | …; correct the name; for classes of your own" in lines[2]
+    assert lines[3].startswith("- 2 times: image a.jpg")
+    assert "image c.jpg" in lines[4] and "correct or restore the file" in lines[4]
 
 
 @pytest.mark.parametrize("width", ["-60", "60.0", "nan", "wide", "9" * 400, "9" * 5000], ids=len)
@@ -182,7 +200,7 @@ def test_size_that_is_no_whole_number_is_refused(voc, width):
 
 def test_absent_size_of_an_unreadable_image_is_an_error(voc, monkeypatch):
     write(voc, a=obj("dog"))
-    with pytest.raises(DatasetError, match=r"image a\.jpg of .*a\.jpg' cannot be read"):
+    with pytest.raises(DatasetError, match=r"image a\.jpg .*a\.jpg' cannot be read"):
         DatasetCatalog.get(NAME)
     Image.new("RGB", (33, 22)).save(voc / "JPEGImages/a.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -221,7 +239,7 @@ def test_declared_encodings_and_byte_order_marks_are_read(voc, declared, encodin
 )
 def test_file_that_is_no_annotation_is_named_with_its_fault(voc, content, message):
     write_bytes(voc, content)
-    with pytest.raises(DatasetError, match=rf"image a\.jpg of {NAME}: .*{message}"):
+    with pytest.raises(DatasetError, match=rf"{NAME}: image a\.jpg .*: .*{message}"):
         DatasetCatalog.get(NAME)
 
 
@@ -248,11 +266,11 @@ def test_object_of_four_zeros_is_named_and_no_label(voc, caplog):
     assert record["image_labels"] == [DOG]
     assert record["empty_annotations"] == [2]
     assert "1 objects have a box of four zeros" in caplog.text
-    assert "the first is object 2 of image a;" in caplog.text
+    assert "first object 2 of image a;" in caplog.text
 
 
-@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "JPEG"])
-def test_every_ending_of_a_jpeg_is_found(voc, ending):
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "JPEG", "png", "PNG"])
+def test_every_ending_of_an_image_is_found(voc, ending):
     write(voc, a=obj("dog"))
     Image.new("RGB", (33, 22)).save(voc / f"JPEGImages/a.{ending}")
     (record,) = DatasetCatalog.get(NAME)
@@ -313,7 +331,7 @@ def test_list_with_other_content_is_refused(voc, listed, message):
 def test_absent_annotation_file_is_named(voc):
     write(voc, a=SIZE)
     (voc / "ImageSets/Main/train.txt").write_text("b\n")
-    with pytest.raises(DatasetError, match=r"image b\.jpg of .*Correct or restore"):
+    with pytest.raises(DatasetError, match=r"image b\.jpg .*correct or restore"):
         DatasetCatalog.get(NAME)
 
 

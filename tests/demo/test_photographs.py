@@ -4,11 +4,12 @@ import ast
 from importlib.util import find_spec
 from pathlib import Path
 
+from scnet_d2.data import read_image
+
 import photographs
 import pytest
 
 import demo
-from scnet_d2.data import read_image
 
 needs_skimage = pytest.mark.skipif(find_spec("skimage") is None, reason="no scikit-image")
 

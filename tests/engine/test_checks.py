@@ -2,10 +2,6 @@
 
 import logging
 
-import pytest
-from conftest import small_config
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from scnet_d2 import ConfigError
 from scnet_d2.data import DatasetError
 from scnet_d2.data.context_scenes import CLASSES
@@ -15,6 +11,10 @@ from scnet_d2.engine import (
     check_output_dir,
     warn_of_leaks,
 )
+
+import pytest
+from conftest import small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 ZOO = "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088.pkl"
 
@@ -92,6 +92,26 @@ def test_three_disagreeing_numbers_of_classes_are_named():
     cfg = small_config("MODEL.ROI_HEADS.NUM_CLASSES", 5, "DATASETS.CLASS_NAMES", ["cat", "dog"])
     with pytest.raises(ValueError, match=r"context_scenes_train has 14 .* model 5; .* has 2\."):
         check_num_classes(cfg)
+
+
+@pytest.fixture
+def cats():
+    """A data set of one class."""
+    DatasetCatalog.register("checked_cats", list)
+    MetadataCatalog.get("checked_cats").thing_classes = ["cat"]
+    yield "checked_cats"
+    DatasetCatalog.remove("checked_cats")
+    MetadataCatalog.remove("checked_cats")
+
+
+@pytest.mark.parametrize(
+    ("eval_only", "names"), [(False, []), (False, list(CLASSES)), (True, list(CLASSES))]
+)
+def test_a_second_data_set_with_fewer_categories_is_the_one_to_correct(cats, names, eval_only):
+    cfg = small_config("DATASETS.TEST", (cats,), "DATASETS.VAL", (), "DATASETS.CLASS_NAMES", names)
+    message = f"{cats} has 1 classes, .* and the model have 14: write the same categories into all"
+    with pytest.raises(ValueError, match=message):
+        check_num_classes(cfg, eval_only=eval_only)
 
 
 def test_class_names_alone_that_disagree_are_an_error():

@@ -2,15 +2,15 @@
 
 import itertools
 
+from scnet_d2.data import TrainLoader
+from scnet_d2.engine import Trainer, TrainingError
+
 import pytest
 import torch
 from conftest import make_input, needs_cuda, small_config
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from tiny import BAD, tiny_trainer
-
-from scnet_d2.data import TrainLoader
-from scnet_d2.engine import Trainer, TrainingError
 
 pytestmark = needs_cuda
 MIXED = ("MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True)

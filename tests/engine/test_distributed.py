@@ -11,6 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scnet_d2.data import DatasetError, register_coco_multilabel
+from scnet_d2.data.context_scenes import SceneConfig, generate
+from scnet_d2.engine import Trainer, TrainingError
+from scnet_d2.engine.launch import find_process, first_host, launch
+
 import processes
 import pytest
 import torch
@@ -20,11 +25,6 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.defaults import default_setup
 from detectron2.utils import comm
 from tiny import BAD, tiny_trainer
-
-from scnet_d2.data import DatasetError, register_coco_multilabel
-from scnet_d2.data.context_scenes import SceneConfig, generate
-from scnet_d2.engine import Trainer, TrainingError
-from scnet_d2.engine.launch import find_process, first_host, launch
 
 several_processes = pytest.mark.skipif(
     "is_cuda" not in inspect.getsource(create_ddp_model),

@@ -15,18 +15,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
-import torch
-from conftest import REPO, small_config
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
-from PIL import Image
-from torch import nn
-
 from scnet_d2 import ConfigError, load_config
 from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer
 from scnet_d2.data import (
@@ -45,6 +33,18 @@ from scnet_d2.evaluation import MultiLabelEvaluator
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.outputs import new_file, new_folder
 from scnet_d2.report.page import write_html_report
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from torch import nn
 
 CONFIG = REPO / "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
 ODD_NAMES = ["$\\frac$ & <b>'q\"</b>", "a/../b", "ça va 猫", "a,b;c", "=1+1", "x" * 300]
@@ -165,7 +165,7 @@ def bomb(path, side=60_000):
 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(ImageError, match=r"bomb\.png' is too large .*3600000000 pixels.* Scale it"):
+    with pytest.raises(ImageError, match=r"bomb\.png' is too large .*3600000000 pixels.* scale it"):
         mapped(bomb(tmp_path / "bomb.png"))
 
 
@@ -174,6 +174,13 @@ def test_a_file_for_which_pil_would_start_a_program_is_refused(tmp_path):
     assert Image.open(tmp_path / "eps.jpg").format == "EPS"
     with pytest.raises(ImageError, match=r"eps\.jpg' cannot be read"):
         mapped(str(tmp_path / "eps.jpg"))
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_heif_photograph_named_jpg_is_called_so(tmp_path, brand):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(60))
+    with pytest.raises(ImageError, match=r"a\.jpg' cannot be read: it is a HEIF .*to JPEG\.$"):
+        mapped(str(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize("shape", [(0, 0, 3), (1, 3000, 3)])
@@ -332,7 +339,7 @@ def test_absent_images_stop_before_training_or_evaluation(dataset, tmp_path):
     for i in (0, 1):
         (tmp_path / f"{i}.png").unlink()
     cfg = evaluation_config(dataset, tmp_path / "run")
-    absent = r"faulty: 2 of its 4 image files .*first is '.*0\.png'"
+    absent = r"faulty: 2 of its 4 image files .*first '.*0\.png'"
     with pytest.raises(DatasetError, match=absent):
         check_evaluation_data(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = cfg.DATASETS.TEST, ()
@@ -370,6 +377,11 @@ def test_two_different_predictions_of_an_image_are_refused(dataset):
         (("SOLVER.MAX_ITER", "many"), r"SOLVER\.MAX_ITER takes a value of type int, not str"),
         (("SOLVER.BASE_LR", 1), r"SOLVER\.BASE_LR takes a value of type float.*with a point"),
         (("MODEL.SCNET", 1), r"MODEL\.SCNET takes a value of type CfgNode"),
+        (("SOLVER.MAX_ITER", "1e4"), r"type int, not float; write a whole number"),
+        (("DATASETS.TRAIN", "mine"), r"type tuple, not str; write \('mine',\)"),
+        (("SOLVER.STEPS", "(30000)"), r"type tuple, not int; write \(30000,\)"),
+        (("SOLVER.MAX_ITER=9",), r"write a space for the = of SOLVER\.MAX_ITER=9: KEY VALUE"),
+        (("datasets.train", "x"), r"no key datasets\.train; did you mean DATASETS\.TRAIN\?"),
         (("OUTPUT_DIR", "x", "--resume"), r"--resume .* options stand before config keys"),
         (("OUTPUT_DIR", "x", "--num-gpus", "2"), r"--num-gpus stands after OUTPUT_DIR; options"),
     ],
@@ -399,6 +411,15 @@ def test_a_faulty_config_file_is_named_with_its_fault(tmp_path, content, message
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(ConfigError, match=rf"config file '{tmp_path}/a\.yaml': .*{message}"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_the_home_folder_in_a_config_file_is_the_user_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/mine")
+    keys = "OUTPUT_DIR: ~/runs\nMODEL: {WEIGHTS: ~/w.pth}\nTEST: {LABEL_THRESHOLDS: ~/t.json}"
+    (tmp_path / "a.yaml").write_text(keys)
+    cfg = load_config(tmp_path / "a.yaml")
+    paths = cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.TEST.LABEL_THRESHOLDS
+    assert paths == ("/home/mine/runs", "/home/mine/w.pth", "/home/mine/t.json")
 
 
 @pytest.mark.parametrize("name", ["", "none.yaml"])
@@ -503,13 +524,13 @@ def test_a_score_file_with_pickled_objects_is_refused(tmp_path, capsys):
 # --- outputs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json", "model_final.pth"])
+@pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json", "model_final.pth", "w.pkl"])
 def test_training_refuses_a_folder_in_which_a_run_left_anything(tmp_path, left):
     (tmp_path / left).write_text("of another run")
     args = argparse.Namespace(
         config_file=str(CONFIG), opts=["OUTPUT_DIR", str(tmp_path)], resume=False, eval_only=False
     )
-    with pytest.raises(FileExistsError, match="holds another run; continue it with --resume, or"):
+    with pytest.raises(FileExistsError, match="holds another run, or weights; continue a run with"):
         importlib.import_module("train_net").setup(args)
     assert [p.name for p in tmp_path.iterdir()] == [left]
     assert (tmp_path / left).read_text() == "of another run"
@@ -609,7 +630,7 @@ def load_named(tmp_path):
     "name", ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..", "../images_b/x.png"]
 )
 def test_a_file_name_that_leads_out_of_the_image_folder_is_refused(load_named, name):
-    with pytest.raises(DatasetError, match=rf"a\.json: '{name}' leads out of .*images'"):
+    with pytest.raises(DatasetError, match=rf"a\.json: image 0: '{name}' leads out of .*images'"):
         load_named(name)
 
 
@@ -625,7 +646,7 @@ def test_an_image_id_that_leads_out_of_a_voc_folder_is_refused(tmp_path, image_i
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "ImageSets/Main/train.txt").write_text(f"{image_id}\n")
-    with pytest.raises(DatasetError, match=rf"of mine: '{image_id}\.jpg' leads out of"):
+    with pytest.raises(DatasetError, match=rf"mine: image list: '{image_id}\.jpg' leads out of"):
         load_voc_multilabel(str(tmp_path), "train", "mine")
 
 
@@ -688,6 +709,46 @@ def test_the_demo_labels_the_images_of_a_folder(tmp_path):
         (tmp_path / name).touch()
     found = importlib.import_module("demo").find_files([str(tmp_path), "missing.png"])
     assert list(found) == [f"{tmp_path}/a.png", f"{tmp_path}/b/2.JPG", "missing.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--output a.jpg", "a.jpg is named as a picture: give a folder"),
+        ("--output a MODEL.DEVICE cpu", "MODEL.DEVICE cpu; config keys stand after --opts, at the"),
+        (
+            "--opts MODEL.DEVICE cpu --output a",
+            "required: --output; config keys stand after",
+        ),
+    ],
+)
+def test_the_demo_says_how_its_arguments_are_written(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("demo").get_parser().parse_args(
+            ["--model", "m", "--input", "a.jpg", *arguments.split()]
+        )
+    assert message in capsys.readouterr().err
+
+
+def test_the_demo_takes_the_threshold_as_detectron2_s_demo():
+    arguments = "--model m --input a.jpg --output a --confidence-threshold 0.6"
+    args = importlib.import_module("demo").get_parser().parse_args(arguments.split())
+    assert args.threshold == 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("clip.mp4", "is no image, but a video: take frames from it"),
+        ("nothere", "does not exist, and its name is not that of an image"),
+        ("*.bmp", "no file matches this pattern"),
+    ],
+)
+def test_the_demo_refuses_what_is_no_image_before_it_writes(random_model, tmp_path, name, message):
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(ValueError, match=message):
+        label(random_model, tmp_path, [str(tmp_path / name)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_survives_unusable_images_and_counts_them(random_model, tmp_path):

@@ -3,6 +3,10 @@
 import json
 import re
 
+from scnet_d2.checkpoint import read_checkpoint
+from scnet_d2.engine import TrainingError
+from scnet_d2.engine.steps import RPNCheck
+
 import pytest
 import torch
 from conftest import make_input, small_config
@@ -10,10 +14,6 @@ from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny import BAD, STEEP, tiny_trainer
-
-from scnet_d2.checkpoint import read_checkpoint
-from scnet_d2.engine import TrainingError
-from scnet_d2.engine.steps import RPNCheck
 
 BAD_BATCH = {6: BAD}  # in iteration 3
 

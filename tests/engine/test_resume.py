@@ -8,6 +8,12 @@ import shutil
 import signal
 from functools import partial
 
+from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
+from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.engine import Trainer, TrainingError
+from scnet_d2.engine.trainer import cut_metrics
+
 import numpy as np
 import processes
 import pytest
@@ -16,14 +22,10 @@ from conftest import NARROW, small_config
 from detectron2.data import DatasetCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.engine.defaults import default_setup
+from detectron2.modeling import build_model
 from tiny import tiny_trainer
 from torch import nn
 
-from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
-from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
-from scnet_d2.data.context_scenes import SceneConfig, generate
-from scnet_d2.engine import Trainer, TrainingError
-from scnet_d2.engine.trainer import cut_metrics
 from train_net import argument_parser
 from train_net import main as train_net_main
 
@@ -290,6 +292,14 @@ def test_the_checkpoints_of_a_run_hold_its_class_names_and_those_without_them_ar
         assert read_checkpoint(str(tmp_path / file))["class_names"] == ["cat", "dog"]
 
 
+def test_resume_without_a_checkpoint_says_from_what_it_starts(tmp_path, caplog):
+    tiny_trainer(tmp_path, resume=True)
+    assert f"{tmp_path} holds no checkpoint: starting from random weights" in caplog.text
+    caplog.clear()
+    tiny_trainer(tmp_path)
+    assert "holds no checkpoint" not in caplog.text
+
+
 def test_a_checkpoint_of_another_optimizer_is_refused_with_the_key(tmp_path):
     tiny_trainer(tmp_path).train()
     with pytest.raises(CheckpointError, match=r"model_final\.pth.*SOLVER\.OPTIMIZER"):
@@ -337,6 +347,26 @@ def test_a_json_with_its_categories_in_another_order_is_refused_and_nothing_over
         train_net_main(args)
     DatasetCatalog.remove("resume_swapped")
     assert contents(tmp_path) == before
+
+
+def test_a_refused_evaluation_leaves_the_config_beside_foreign_weights_as_it_is(scenes, tmp_path):
+    names = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
+    cfg = small_config(*NARROW, "DATASETS.CLASS_NAMES", names, "DATASETS.TEST", ("resume_val",))
+    (tmp_path / "run").mkdir()
+    torch.save(build_model(cfg).state_dict(), tmp_path / "run/w.pth")
+    (tmp_path / "run/config.yaml").write_text(cfg.dump())
+    cfg.DATASETS.CLASS_NAMES = []
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    before = contents(tmp_path / "run")
+    val = scenes / "annotations" / "val.json", scenes / "images" / "val"
+    command = ["--config-file", tmp_path / "config.yaml", "--eval-only", "--register-coco"]
+    opts = "OUTPUT_DIR", tmp_path / "run", "MODEL.WEIGHTS", tmp_path / "run/w.pth"
+    args = argument_parser().parse_args(map(str, [*command, "resume_val", *val, *opts]))
+    with pytest.raises(CheckpointError, match=f"class 0 is '{names[0]}' in .*w.pth"):
+        train_net_main(args)
+    assert contents(tmp_path / "run") == before
+    assert [p.name for p in (tmp_path / "run").rglob("*.txt")] == ["log.txt"]
+    assert not (tmp_path / "run/inference/config.yaml").exists()
 
 
 def test_a_finished_run_that_is_resumed_writes_its_evaluation_again_at_the_same_iteration(tmp_path):

@@ -5,6 +5,12 @@ import itertools
 import json
 import pickle
 
+from scnet_d2 import use_available_device
+from scnet_d2.data import DatasetError, register_coco_multilabel
+from scnet_d2.engine import Trainer, TrainingError, check_evaluation_data
+from scnet_d2.engine.hooks import BestCheckpointer
+from scnet_d2.engine.launch import lost_process
+
 import numpy as np
 import pytest
 import torch
@@ -16,12 +22,6 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from tiny import tiny_trainer
 from torch import nn
-
-from scnet_d2 import use_available_device
-from scnet_d2.data import DatasetError, register_coco_multilabel
-from scnet_d2.engine import Trainer, TrainingError, check_evaluation_data
-from scnet_d2.engine.hooks import BestCheckpointer
-from scnet_d2.engine.launch import lost_process
 
 
 @pytest.fixture

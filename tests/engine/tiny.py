@@ -3,15 +3,15 @@
 import itertools
 from typing import ClassVar
 
+from scnet_d2.data import ImageError, TrainLoader
+from scnet_d2.engine import Trainer
+
 import torch
 from conftest import small_config
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
-
-from scnet_d2.data import ImageError, TrainLoader
-from scnet_d2.engine import Trainer
 
 BAD, STEEP = float("nan"), 1e9  # pixels: the loss is not finite; the loss is, its gradient is not
 IMAGES = 8

@@ -4,11 +4,6 @@ import importlib
 import json
 import re
 
-import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from scnet_d2.evaluation import (
     bootstrap_map,
     compare_map,
@@ -16,6 +11,11 @@ from scnet_d2.evaluation import (
     map_interval,
     multilabel_metrics,
 )
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def naive_map(scores, labels, ignored, replicates, seed):

@@ -1,12 +1,12 @@
 """The box of a label: SCNet's own among all scored boxes, or a detector's best detection."""
 
+from scnet_d2.evaluation.label_boxes import evidence_arrays, evidence_rows, label_boxes
+from scnet_d2.inference import describe_labels, draw_labels, rounded_scores
+
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-
-from scnet_d2.evaluation.label_boxes import evidence_arrays, evidence_rows, label_boxes
-from scnet_d2.inference import describe_labels, draw_labels, rounded_scores
 
 NAN = [float("nan")] * 4
 

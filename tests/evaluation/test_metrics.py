@@ -6,19 +6,19 @@ Numbers in comments are worked by hand from the definitions in the module's docs
 import math
 import warnings
 
-import numpy as np
-import pytest
-import sklearn.metrics
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-
 from scnet_d2.evaluation.metrics import (
     average_precision,
     multilabel_metrics,
     precision_recall_curve,
     top_k_decisions,
 )
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 SEVEN = ["mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
 KEYS = (

@@ -10,6 +10,8 @@ import math
 import re
 from pathlib import Path
 
+from scnet_d2.evaluation import MultiLabelEvaluator, format_table
+
 import numpy as np
 import processes
 import pytest
@@ -19,8 +21,6 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-
-from scnet_d2.evaluation import MultiLabelEvaluator, format_table
 
 CLASSES = ["cat", "dog", "traffic light"]
 SCORES = torch.tensor([[0.9, 0.6, 0.2], [0.8, 0.4, 0.7], [0.3, 0.7, 0.1], [0.6, 0.1, 0.4]])
@@ -357,11 +357,14 @@ def test_tool_gives_the_evaluators_numbers_for_its_file(tool, dataset, tmp_path,
 def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
     (tmp_path / "scores.csv").write_text(CSV_SCORES, encoding="utf-8-sig")  # as Excel writes it
     (tmp_path / "labels.csv").write_text(CSV_LABELS)
-    (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES))
+    names = [JSON_NAMES[0] | {"labels": "cat"}, JSON_NAMES[1]]  # a text for a list of one
+    (tmp_path / "text.json").write_text(json.dumps(names))
+    (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES), encoding="utf-8-sig")
     (tmp_path / "positions.json").write_text(json.dumps(JSON_POSITIONS))
     from_csv = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
     assert [from_csv[key] for key in SEVEN] == [100.0] * 7  # cat's 0.8 in b.jpg is left out
     assert run_tool(tool, capsys, tmp_path / "names.json") == from_csv
+    assert run_tool(tool, capsys, tmp_path / "text.json") == from_csv
     positions = run_tool(tool, capsys, tmp_path / "positions.json")
     assert list(positions.values()) == list(from_csv.values())
 
@@ -374,14 +377,46 @@ def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
         "image_id,dog,cat\nb.jpg,1,-1\na.jpg,0,1\n",
         ",image_id,cat,dog\n0,b.jpg,-1,1\n1,a.jpg,1,0\n",
         ";image_id;cat;dog\n0;b.jpg;-1;1\n1;a.jpg;1;0\n",
+        "image_id\tcat\tdog\nb.jpg\t-1\t1\na.jpg\t1\t0\n",
+        "image_id, cat, dog\nb.jpg, -1, 1\na.jpg, 1, 0\n",
+        "image_id,cat,dog\nb.jpg,-1,1\na.jpg,1,0\n,,\n",
+        "image_id,cat,dog\nb,-1,1\na,1,0\n",
     ],
-    ids=["booleans", "semicolons", "another-order", "an-index", "an-index-and-semicolons"],
+    ids=[
+        "booleans",
+        "semicolons",
+        "another-order",
+        "an-index",
+        "an-index-and-semicolons",
+        "tabs",
+        "spaces",
+        "empty-rows",
+        "ids-without-endings",
+    ],
 )
 def test_tool_takes_labels_whose_meaning_is_plain(tool, tmp_path, capsys, labels):
     (tmp_path / "scores.csv").write_text(CSV_SCORES)
     (tmp_path / "labels.csv").write_text(labels)
     printed = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
     assert [printed[key] for key in SEVEN] == [100.0] * 7  # as with 1, 0 and commas
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tool_takes_decimal_commas_where_others_separate(tool, tmp_path, capsys, separator):
+    scores = CSV_SCORES.replace(",", separator).replace(".2", ",2").replace(".75", ",75")
+    assert "0,75\n" in scores
+    (tmp_path / "scores.CSV").write_text(scores)
+    (tmp_path / "labels.csv").write_text(CSV_LABELS)
+    printed = run_tool(tool, capsys, tmp_path / "scores.CSV", "--labels", tmp_path / "labels.csv")
+    assert [printed[key] for key in SEVEN] == [100.0] * 7
+
+
+def test_tool_names_a_labels_file_in_utf_16(tool, tmp_path, capsys):
+    (tmp_path / "scores.csv").write_text(CSV_SCORES)
+    (tmp_path / "labels.csv").write_text(CSV_LABELS, encoding="utf-16")  # Excel's "Unicode text"
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / "scores.csv"), "--labels", str(tmp_path / "labels.csv")])
+    assert f"error: {tmp_path}/labels.csv: not UTF-8" in capsys.readouterr().err
 
 
 def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
@@ -398,7 +433,12 @@ def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
         ("a.csv", CSV_SCORES, None, "needs --labels"),
         ("a.csv", "cat,dog\n", CSV_LABELS, "line 1: must be image_id"),
         ("a.csv", CSV_SCORES + "c.jpg,0.5\n", CSV_LABELS, "line 4: image c.jpg"),
-        ("a.csv", CSV_SCORES + "c.jpg,0.5,0.5\n", CSV_LABELS, "image c.jpg is in only one"),
+        (
+            "a.csv",
+            CSV_SCORES + "".join(f"{i}.jpg,0.5,0.5\n" for i in range(5)),
+            CSV_LABELS,
+            r"5 images are in only one .*: image 0\.jpg, 1\.jpg, 2\.jpg and 2 more",
+        ),
         ("a.csv", CSV_SCORES.replace("cat", "cow"), CSV_LABELS, "header.*differs"),
         (
             "a.csv",
@@ -412,12 +452,34 @@ def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
             CSV_LABELS.replace("-1", ""),
             r"error: \S+labels\.csv, line 2: image b\.jpg, class cat: the cell is blank",
         ),
-        ("a.csv", CSV_SCORES.replace("0.9", "nan"), CSV_LABELS, "is nan, not a number"),
-        ("a.csv", CSV_SCORES.replace("0.9", "9"), CSV_LABELS, "row 0, class 0"),
+        (
+            "a.csv",
+            CSV_SCORES.replace("0.9", "nan"),
+            CSV_LABELS,
+            r"a\.csv: image a\.jpg, class cat: the score is nan, not a number",
+        ),
+        (
+            "a.csv",
+            CSV_SCORES.replace("0.9", "90"),
+            CSV_LABELS,
+            r"image a\.jpg, class cat: the score is 90\.0, not in \[0, 1\]: divide percent by 100",
+        ),
+        (
+            "a.json",
+            json.dumps([JSON_NAMES[0], {**JSON_NAMES[1], "scores": {"cat": 0, "dog": math.nan}}]),
+            None,
+            r"a\.json: image 2, class dog: the score is nan",
+        ),
         ("a.json", "[]", None, "not a list of images"),
         ("a.json", '[{"image_id": 1, "scores": [0.5]}]', None, "no 'labels'"),
         ("a.json", json.dumps([*JSON_NAMES, JSON_POSITIONS[0]]), None, "image a.jpg: class"),
         ("a.json", json.dumps([JSON_NAMES[0]] * 2), None, "image a.jpg comes twice"),
+        (
+            "a.json",
+            json.dumps([{"image_id": "a.jpg", "scores": [0.9, 0.1, 0.8], "labels": [1, 0, 1]}]),
+            None,
+            r"image a\.jpg: labels \[1, 0, 1\] name a class twice; write the names or positions",
+        ),
         ("a.csv", CSV_SCORES.replace("dog", "cat"), CSV_LABELS, "more than one column of a name"),
         ("a.npz", "not a zip", None, "a.npz"),
         ("a.npz", "", None, "a.npz"),

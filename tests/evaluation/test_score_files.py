@@ -2,10 +2,10 @@
 
 import importlib
 
+from scnet_d2.evaluation import ScoreFileError, ScoreTable, read_scores, write_scores
+
 import numpy as np
 import pytest
-
-from scnet_d2.evaluation import ScoreFileError, ScoreTable, read_scores, write_scores
 
 SCORES = np.array([[0.25, 0.5, 1], [0, 0.75, 0.125]], dtype=np.float32)
 LABELS = np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)
@@ -63,7 +63,8 @@ def test_some_classes_are_taken_out_in_the_order_asked_for():
     ("change", "message"),
     [
         ({"labels": LABELS[:1]}, r"labels has shape \(1, 3\), scores have \(2, 3\)"),
-        ({"scores": SCORES * 2}, r"scores\[0, 2\] .* is 2.0, not in \[0, 1\]"),
+        ({"scores": SCORES * 2}, r"image 7, class c: the score is 2.0, .* \(and 1 more\)"),
+        ({"scores": SCORES * np.nan}, "image 7, class a: the score is nan, not a number"),
         ({"class_names": ["cat"]}, "2 image ids and 1 class names"),
         ({"image_ids": [7, 7]}, "image 7 comes twice"),
         ({"image_ids": [7]}, "has 1 image ids"),

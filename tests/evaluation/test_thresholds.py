@@ -3,16 +3,6 @@
 import importlib
 import json
 
-import numpy as np
-import pytest
-import torch
-from conftest import small_config
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from scnet_d2.app.label_page import list_labels
 from scnet_d2.data.context_scenes import CLASSES
 from scnet_d2.engine import Trainer
@@ -24,6 +14,16 @@ from scnet_d2.evaluation import (
 )
 from scnet_d2.inference import SCNetPredictor, describe_labels, draw_labels
 from scnet_d2.report.analysis import image_errors
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 NAMES = ["cat", "dog", "cow"]
 

@@ -1,5 +1,11 @@
 """The studies of trained runs, on each device: each starts from the mAP that evaluation gives."""
 
+from scnet_d2.checkpoint import SCNetCheckpointer
+from scnet_d2.data import register_coco_multilabel
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.engine import Trainer
+from scnet_d2.modeling import LabelPredictor
+
 import box_budget
 import compare_fusion
 import occlusion_test
@@ -8,12 +14,6 @@ import pytest
 import torch
 from conftest import small_config
 from detectron2.modeling import build_model
-
-from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import register_coco_multilabel
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.engine import Trainer
-from scnet_d2.modeling import LabelPredictor
 
 DATASET, BOXES = "scenes_of_studies", 20
 

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.pascal_voc import CLASS_NAMES
-
 from scnet_d2.data import DatasetError
 from scnet_d2.data.coco import load_coco_multilabel
 from scnet_d2.data.voc import load_voc_multilabel
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 COCO_TEXT = """{"info": {"year": 2017},
 "images": [{"id": 9, "file_name": "9.png", "height": 40, "width": 60},

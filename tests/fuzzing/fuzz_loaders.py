@@ -27,12 +27,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from annotation_fuzzing import TARGETS
-from tabulate import tabulate
-
 from scnet_d2.data import boxes, coco, labels, voc
 from scnet_d2.data.context_scenes import SceneConfig, generate
 from scnet_d2.outputs import new_folder
+
+from annotation_fuzzing import TARGETS
+from tabulate import tabulate
 
 try:
     import atheris

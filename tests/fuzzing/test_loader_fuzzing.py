@@ -3,14 +3,14 @@
 import subprocess
 import sys
 
+from scnet_d2.data import labels
+
 import annotation_fuzzing
 import fuzz_loaders
 import pytest
 from conftest import REPO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from scnet_d2.data import labels
 
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 generators = st.randoms(use_true_random=False)

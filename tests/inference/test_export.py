@@ -6,6 +6,12 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, render_scene
+from scnet_d2.inference import SCNetPredictor, describe_labels
+from scnet_d2.inference import export as formats
+from scnet_d2.inference.export import Outputs, output_difference, pytorch_run
+from scnet_d2.modeling import LabelAggregator
+
 import cv2
 import export as program
 import numpy as np
@@ -13,12 +19,6 @@ import pytest
 import torch
 from conftest import REPO, small_config
 from detectron2.modeling import build_model
-
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, render_scene
-from scnet_d2.inference import SCNetPredictor, describe_labels
-from scnet_d2.inference import export as formats
-from scnet_d2.inference.export import Outputs, output_difference, pytorch_run
-from scnet_d2.modeling import LabelAggregator
 
 TRACED = ("torchscript", "onnx")
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "safetensors": (), "torchscript": ()}

@@ -4,15 +4,15 @@ import copy
 import logging
 from pathlib import Path
 
+from scnet_d2.inference import describe_labels, optimize, optimize_for_inference, rounded_scores
+from scnet_d2.inference.optimize import ThreadedROIAlign, fold_batch_norm
+
 import pytest
 import torch
 from conftest import assert_contract, load_config, small_config, two_images
 from detectron2.data.detection_utils import read_image
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign
 from detectron2.modeling import build_model
-
-from scnet_d2.inference import describe_labels, optimize, optimize_for_inference, rounded_scores
-from scnet_d2.inference.optimize import ThreadedROIAlign, fold_batch_norm
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 TOLERANCE = {FLOAT32: 1e-3, BFLOAT16: 0.02}

@@ -3,14 +3,14 @@
 import re
 import shutil
 
+from scnet_d2 import ConfigError, model_zoo
+from scnet_d2.inference import load_run
+from scnet_d2.inference.run import find_model
+
 import huggingface_hub
 import pytest
 import torch
 from conftest import small_config
-
-from scnet_d2 import ConfigError, model_zoo
-from scnet_d2.inference import load_run
-from scnet_d2.inference.run import find_model
 
 
 @pytest.fixture
@@ -127,6 +127,19 @@ def test_what_is_no_model_is_named_with_what_is_taken(source, message, zoo, fold
     with pytest.raises(ConfigError, match=re.escape(message + taken)) as error:
         load_run(source)
     assert "\n" not in str(error.value)
+
+
+def test_weights_in_the_place_of_a_model_are_called_so(tmp_path):
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(ConfigError, match=r"w\.pth' are weights: give their folder, or a config"):
+        find_model(tmp_path / "w.pth")
+
+
+def test_a_model_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    assert find_model("~/run") == tmp_path / "run"
 
 
 @pytest.mark.parametrize("source", ["run/config.yaml", "./user/name", "/user/name", "a/b/c"])

@@ -3,6 +3,9 @@ import pickle
 from copy import deepcopy
 from functools import cache, partial
 
+from scnet_d2.modeling import AGGREGATION_REGISTRY, LabelAggregator, ScoreFusion, aggregation
+from scnet_d2.modeling.aggregation import logsumexp, noisy_or, topk_mean
+
 import numpy as np
 import pytest
 import scipy.special
@@ -11,9 +14,6 @@ from conftest import small_config
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
-from scnet_d2.modeling import AGGREGATION_REGISTRY, LabelAggregator, ScoreFusion, aggregation
-from scnet_d2.modeling.aggregation import logsumexp, noisy_or, topk_mean
 
 SCORES = torch.tensor([[0.2, 0.5], [0.6, 0.5], [0.4, 0.0]])  # three boxes, two labels
 

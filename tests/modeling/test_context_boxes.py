@@ -1,12 +1,12 @@
 from fractions import Fraction
 
+from scnet_d2.modeling import context_label_targets, expand_boxes, object_label_targets
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from hypothesis import given
 from hypothesis import strategies as st
-
-from scnet_d2.modeling import context_label_targets, expand_boxes, object_label_targets
 
 coordinate = st.floats(-50, 300, allow_nan=False, width=32)
 

@@ -1,13 +1,13 @@
 """ImageLabeler, the loss on image scores, and training in bfloat16 on a CPU."""
 
+from scnet_d2.engine import Trainer
+from scnet_d2.modeling import ImageLabeler
+
 import pytest
 import torch
 from conftest import make_input, small_config
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-
-from scnet_d2.engine import Trainer
-from scnet_d2.modeling import ImageLabeler
 
 LABELER = ["MODEL.META_ARCHITECTURE", "ImageLabeler"]
 LABELER += [

@@ -1,5 +1,8 @@
 import math
 
+from scnet_d2 import add_scnet_config
+from scnet_d2.modeling import LabelPredictor
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +13,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
-
-from scnet_d2 import add_scnet_config
-from scnet_d2.modeling import LabelPredictor
 
 LOSSES = {
     "loss_rpn_cls",

@@ -4,6 +4,9 @@ import copy
 import math
 import pickle
 
+from scnet_d2.modeling import SCNetROIHeads, object_label_targets
+from scnet_d2.modeling.roi_heads.context_boxes import best_boxes
+
 import pytest
 import torch
 from conftest import make_input, small_config
@@ -11,9 +14,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
-
-from scnet_d2.modeling import SCNetROIHeads, object_label_targets
-from scnet_d2.modeling.roi_heads.context_boxes import best_boxes
 
 STOCK = ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
 SIZE = (100, 200)  # height, width

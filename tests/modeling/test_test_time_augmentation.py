@@ -1,5 +1,10 @@
 """Image scores averaged over sizes and flips."""
 
+from scnet_d2.data import register_coco_multilabel
+from scnet_d2.data.context_scenes import SceneConfig, generate
+from scnet_d2.engine import Trainer
+from scnet_d2.modeling.test_time_augmentation import SCNetWithTTA, build_tta
+
 import pytest
 import torch
 from conftest import small_config
@@ -7,11 +12,6 @@ from detectron2.evaluation import inference_context
 from detectron2.modeling import build_model
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from torch import nn
-
-from scnet_d2.data import register_coco_multilabel
-from scnet_d2.data.context_scenes import SceneConfig, generate
-from scnet_d2.engine import Trainer
-from scnet_d2.modeling.test_time_augmentation import SCNetWithTTA, build_tta
 
 
 class Stub(nn.Module):

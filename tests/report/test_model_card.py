@@ -2,12 +2,12 @@
 
 import re
 
+from scnet_d2.evaluation.score_files import ScoreTable
+from scnet_d2.report.model_card import model_card
+
 import numpy as np
 import pytest
 from conftest import load_config, small_config
-
-from scnet_d2.evaluation.score_files import ScoreTable
-from scnet_d2.report.model_card import model_card
 
 
 def made_table(scores, labels, ignored=None, names=("cat", "a|<b>")) -> ScoreTable:

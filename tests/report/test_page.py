@@ -10,6 +10,10 @@ import pickle
 import re
 from html.parser import HTMLParser
 
+from scnet_d2.evaluation import MultiLabelEvaluator
+from scnet_d2.report import analysis
+from scnet_d2.report.page import build_html_report, load_run, write_html_report
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +22,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
-
-from scnet_d2.evaluation import MultiLabelEvaluator
-from scnet_d2.report import analysis
-from scnet_d2.report.page import build_html_report, load_run, write_html_report
 
 SCORES = np.array([[0.9, 0.6, 0.2], [0.8, 0.4, 0.7], [0.3, 0.7, 0.1], [0.6, 0.1, 0.4]], np.float32)
 LABELS = np.array([[1, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]], dtype=bool)

@@ -2,10 +2,10 @@
 
 import json
 
+from scnet_d2.evaluation import format_table, with_mean_ap
+
 import pytest
 from conftest import REPO
-
-from scnet_d2.evaluation import format_table, with_mean_ap
 
 VOC = json.loads((REPO / "scnet_d2" / "report" / "published.json").read_text())["voc"]
 

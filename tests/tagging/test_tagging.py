@@ -11,6 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
+from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
+from scnet_d2.inference.predictor import ImageMapper
+from scnet_d2.tagging import local_engine, ray_engine
+from scnet_d2.tagging import output as tag_output
+from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
+from scnet_d2.tagging.local_engine import ImageReader, TagOptions
+from scnet_d2.tagging.output import FORMATS
+from scnet_d2.tagging.program import main
+
 import cv2
 import numpy as np
 import processes
@@ -21,16 +31,6 @@ from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
-
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
-from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
-from scnet_d2.inference.predictor import ImageMapper
-from scnet_d2.tagging import local_engine, ray_engine
-from scnet_d2.tagging import output as tag_output
-from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
-from scnet_d2.tagging.local_engine import ImageReader, TagOptions
-from scnet_d2.tagging.output import FORMATS
-from scnet_d2.tagging.program import main
 
 BATCH = 2  # a chunk has eight batches
 
@@ -153,6 +153,16 @@ def test_csv_keeps_images_without_labels_and_images_that_failed(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("file_format", ["csv", "coco", "jsonl"])
+def test_a_file_name_that_is_not_utf8_is_written_in_utf8_and_can_be_had_back(tmp_path, file_format):
+    names = [os.fsdecode(b"\xe4\xff.png"), "ä.png"]
+    lines = [{"file": name, "width": 4, "height": 3, "labels": []} for name in names]
+    text = write_as(tmp_path / "a", file_format, lines).read_bytes().decode()
+    assert r"\udce4\udcff.png" in text
+    assert os.fsencode(json.loads(r'"\udce4\udcff.png"')) == b"\xe4\xff.png"
+    assert file_format != "csv" or "ä.png" in text
+
+
 def test_coco_json_is_read_by_pycocotools(whole, tmp_path):
     failed = {"file": "bad.png", "error": "ValueError: broken"}
     path = write_as(tmp_path / "labels.json", "coco", [failed, *records(whole)])
@@ -214,6 +224,36 @@ def test_lists_have_lines_or_zero_bytes_and_any_names():
     assert len(list(read_list(io.BytesIO(long)))) == 20_000
 
 
+def test_what_windows_puts_around_the_lines_of_a_list_is_taken_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '"b.jpg"').touch()  # a name with quotes
+    lines = '\ufeffa.jpg\r\n"C d.jpg"\r\n"b.jpg"'.encode()
+    assert list(read_list(io.BytesIO(lines))) == ["a.jpg", "C d.jpg", '"b.jpg"']
+    with pytest.raises(ValueError, match="the list is UTF-16: save it in UTF-8"):
+        list(read_list(io.BytesIO("a.jpg\n".encode("utf-16"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list.txt", "is no image, but a list: scnet-tag takes its lines with - < "),
+        ("clip.MP4", "is no image, but a video: take frames from it, as with ffmpeg -i "),
+        ("https://a.org/b.jpg", "https://a.org/b.jpg is an address: download the image"),
+    ],
+)
+def test_a_list_a_video_and_an_address_are_refused_and_leave_no_line(
+    name, message, tag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    if "/" not in name:
+        (tmp_path / name).touch()
+        others = list(ImageFinder().find([name, "a.jpg"], []))  # as a shell gives for *
+        assert others == [name, "a.jpg"]
+    assert tag(name, output=tmp_path / "labels.jsonl") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
 def test_a_list_on_standard_input_is_tagged(tag, whole, photos, tmp_path, monkeypatch):
     (photos / os.fsdecode(b"\xff.png")).unlink(missing_ok=True)
     odd = tmp_path / os.fsdecode(b"\xff\n.png")  # not UTF-8
@@ -247,6 +287,28 @@ def test_an_image_by_another_path_is_one_image(tmp_path, monkeypatch):
     assert list(inputs.pending()) == ["a.jpg", "../a.jpg"]
     assert inputs.mark_done(f"{tmp_path}/photos/a.jpg")
     assert list(inputs.pending()) == ["../a.jpg"]
+
+
+def test_an_image_from_inside_its_folder_and_from_outside_is_one_image(
+    tag, photos, tmp_path, monkeypatch
+):
+    project, files = tmp_path / "project", sorted(photos.rglob("*.png"))
+    (project / "photos").mkdir(parents=True)
+    (project / "elsewhere").mkdir()
+
+    def tagged_from(folder, *inputs):
+        monkeypatch.chdir(folder)
+        assert tag(*inputs, output=folder.parent / "labels.csv") == 0
+        rows = read_csv(folder.parent / "labels.csv")
+        return list(dict.fromkeys(row["file"] for row in rows))
+
+    shutil.copy(files[0], project / "photos/a.png")
+    assert tagged_from(project / "photos", ".") == ["a.png"]
+    shutil.copy(files[1], project / "photos/b.png")
+    assert tagged_from(project / "elsewhere", "../photos") == ["a.png", "b.png"]
+    assert tagged_from(project / "elsewhere", project / "photos") == ["a.png", "b.png"]
+    moved = project.rename(tmp_path / "moved")
+    assert tagged_from(moved / "photos", ".") == ["a.png", "b.png"]
 
 
 def test_the_summary_counts_all_rows_of_the_file(tag, photos, tmp_path, capsys):

@@ -52,14 +52,21 @@ def test_labels_are_counted_under_the_policy_of_a_config_file(capsys, data, tmp_
     assert not problems(capsys, data)[0]
     (found,), printed = problems(capsys, [*data, "--config-file", str(tmp_path / "c.yaml")])
     assert "3 images, 1 with a label" in printed
-    assert "has no image with 1 of its 2 classes, dog: these" in found
+    assert "no image has 1 of the 2 classes, dog: these" in found
+
+
+def test_a_file_of_several_entries_is_named(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    content["images"][2]["file_name"] = "0.png"
+    (tmp_path / "json").write_text(json.dumps(content))
+    (found,), _ = problems(capsys, data)
+    assert f"image file '{tmp_path}/0.png' is listed 2 times; merge its entries" in found
 
 
 def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
     (tmp_path / "1.png").unlink()
     (found,), _ = problems(capsys, data)
-    assert "lacks 1 image files" in found
-    assert "1.png" in found
+    assert "1.png' does not exist; correct the name" in found
     assert "archive" not in found  # nobody has one of their own images
 
 
@@ -114,10 +121,10 @@ def annotate(tmp_path):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "all 3 boxes are smaller than a pixel: are they relative"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "all 3 boxes are smaller than a pixel; are they relative"),
         (
             {"bbox": [4, 2, 8, 6]},
-            "3 of 3 boxes end past the right or lower edge of their image: ar",
+            "3 of 3 boxes end past the right or lower edge of their image; ar",
         ),
         ({"iscrowd": 1}, "3 of 3 annotations are crowds: no training boxes"),
     ],
@@ -146,8 +153,7 @@ def test_annotations_that_mark_nothing_are_a_problem_and_no_labels(capsys, data,
     content["annotations"][2]["bbox"] = [0, 0, 0, 0]
     (tmp_path / "json").write_text(json.dumps(content))
     (found,), printed = problems(capsys, data)
-    assert "1 annotations that mark nothing" in found
-    assert "the first is annotation 2 of image 2" in found
+    assert "annotation 2 of image 2 marks nothing" in found
     assert "3 images, 2 with a label" in printed
 
 
@@ -156,8 +162,8 @@ def test_many_classes_without_examples_are_counted_and_ten_named(capsys, data, t
     content["categories"] += [{"id": i, "name": f"class {i}"} for i in range(2, 1205)]
     (tmp_path / "json").write_text(json.dumps(content))
     (found,), _ = problems(capsys, data)
-    assert "no image with 1,203 of its 1,205 classes, class 2, class 3," in found
-    assert "class 11 and 1,193 more: these classes" in found
+    assert "no image has 1,203 of the 1,205 classes, class 2, class 3," in found
+    assert "class 11 and 1,193 more: these cannot" in found
 
 
 def test_a_part_of_a_published_data_set_is_a_problem_where_all_of_it_is_asked_for(
@@ -176,16 +182,35 @@ def test_a_class_without_examples_is_named(capsys, data, tmp_path):
     content["categories"].append({"id": 2, "name": "cow"})
     (tmp_path / "json").write_text(json.dumps(content))
     (found,), _ = problems(capsys, data)
-    assert "has no image with 1 of its 3 classes, cow: these" in found
+    assert "no image has 1 of the 3 classes, cow: these" in found
 
 
-def test_many_unreadable_images_are_listed_in_part(capsys, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(check_datasets, "LISTED", 1)
-    for i in range(3):
+def test_all_problems_are_found_counted_by_kind_and_the_first_three_shown(capsys, data, tmp_path):
+    content = json.loads((tmp_path / "json").read_text())
+    sizes = [(8, 6)] * 5 + [(6, 8)]
+    for i, size in enumerate(sizes, 3):
+        content["images"].append({"id": i, "file_name": f"{i}.png", "width": 8, "height": 6})
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    for i in range(3, 7):
         (tmp_path / f"{i}.png").write_bytes(b"")
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "json").write_text(json.dumps(content))
+    kinds = [
+        "2 times: image file '{}/0.png' does not exist | image file '{}/1.png' does not exist; co",
+        "4 times: image '{}/3.png' cannot be read",
+        "image '{}/8.png' is (6, 8) and annotated as (8, 6)",
+    ]
     found, _ = problems(capsys, [*data, "--images"])
-    assert len(found) == 2
-    assert "2 more images" in found[1]
+    for line, kind in zip(found, kinds, strict=True):
+        assert line.startswith(f"problem: {tmp_path.name}: {kind.format(tmp_path, tmp_path)}")
+    assert "5.png" in found[1]
+    assert "6.png" not in found[1]
+    content["annotations"][0]["category_id"] = 7  # the images are looked at all the same
+    (tmp_path / "json").write_text(json.dumps(content))
+    first, *others = problems(capsys, [*data, "--images"])[0]
+    assert first.endswith("add it to 'categories' or delete the annotation")
+    assert others == found
 
 
 def test_absent_data_are_a_problem_with_a_remedy(capsys, tmp_path, monkeypatch):

@@ -7,6 +7,16 @@ import shutil
 import socket
 from pathlib import Path
 
+from scnet_d2 import load_config, model_zoo
+from scnet_d2.checkpoint import BrokenCheckpointError, CheckpointError, SCNetCheckpointer
+from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate, render_scene
+from scnet_d2.evaluation import save_thresholds
+from scnet_d2.evaluation.score_files import FILE_NAME, ScoreTable, write_scores
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.inference.export import write_safetensors
+from scnet_d2.outputs import write_image
+from scnet_d2.tagging.program import main as tag
+
 import numpy as np
 import package_model
 import pytest
@@ -17,15 +27,6 @@ from detectron2.modeling import build_model
 from safetensors.torch import load_file
 
 import demo
-from scnet_d2 import load_config, model_zoo
-from scnet_d2.checkpoint import BrokenCheckpointError, CheckpointError, SCNetCheckpointer
-from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate, render_scene
-from scnet_d2.evaluation import save_thresholds
-from scnet_d2.evaluation.score_files import FILE_NAME, ScoreTable, write_scores
-from scnet_d2.inference import SCNetPredictor
-from scnet_d2.inference.export import write_safetensors
-from scnet_d2.outputs import write_image
-from scnet_d2.tagging.program import main as tag
 
 DATA = ("package_train", "package_test")
 TIMM = "VOC-MultiLabel/scnet_EfficientNet_Lite0_FPN_256px.yaml"

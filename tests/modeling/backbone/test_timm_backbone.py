@@ -1,17 +1,17 @@
 """Networks of timm as backbones: features, frozen stages, pixels, and SCNet on five families."""
 
+from scnet_d2 import ConfigError
+from scnet_d2 import load_config as load
+from scnet_d2.config import pixel_contradictions
+from scnet_d2.inference import export, optimize_for_inference
+from scnet_d2.modeling import StageFPN
+
 import pytest
 import timm
 import torch
 from conftest import load_config, two_images
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
-
-from scnet_d2 import ConfigError
-from scnet_d2 import load_config as load
-from scnet_d2.config import pixel_contradictions
-from scnet_d2.inference import export, optimize_for_inference
-from scnet_d2.modeling import StageFPN
 
 LITE = "VOC-MultiLabel/scnet_EfficientNet_Lite0_FPN_256px.yaml"
 FAMILIES = {
