@@ -122,6 +122,8 @@ def add_scnet_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of a pre-trained network (the bottom-up one of an FPN) / that of all others.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Learning rate of the label head of ImageLabeler / that of all others.
+    cfg.SOLVER.LABEL_HEAD_MULTIPLIER = 1.0
     # Iterations whose batch is left out: the weights stay as they are. For a batch that is bad.
     cfg.SOLVER.SKIP_ITERATIONS = []
     # Mixed precision in bfloat16 on a CPU that has it; programs switch it off on others.
@@ -321,8 +323,22 @@ def _add_model_config(cfg: CN) -> None:
     # Weight of its logit in the image's; that of the aggregated boxes has the rest.
     cfg.MODEL.SCNET.IMAGE.WEIGHT = 0.5
 
+    _add_image_labeler_config(cfg)
+
+
+def _add_image_labeler_config(cfg: CN) -> None:
     cfg.MODEL.IMAGE_LABELER = CN()
-    # Feature map that the meta-architecture ImageLabeler pools over the whole image, and how:
-    # average or max.
+    # Label head of the meta-architecture ImageLabeler: a name in LABEL_HEAD_REGISTRY.
+    cfg.MODEL.IMAGE_LABELER.HEAD = "GlobalPool"
+    # Feature map of the whole image that it reads.
     cfg.MODEL.IMAGE_LABELER.IN_FEATURE = "res5"
+    # How GlobalPool pools it: average or max.
     cfg.MODEL.IMAGE_LABELER.POOLING = "average"
+    # Loss of the labels, of any head: bce or asl, the asymmetric loss.
+    cfg.MODEL.IMAGE_LABELER.LOSS = "bce"
+    # Of the asymmetric loss: γ- and γ+, and the score up to which a negative counts nothing.
+    cfg.MODEL.IMAGE_LABELER.ASL = CN({"GAMMA_NEG": 4.0, "GAMMA_POS": 0.0, "CLIP": 0.05})
+    # Vectors of the class names, for heads that need them: a text file as GloVe's. Empty: the one
+    # that comes with the package. And the length of a vector in it.
+    cfg.MODEL.IMAGE_LABELER.WORD_VECTORS = ""
+    cfg.MODEL.IMAGE_LABELER.WORD_DIM = 384
