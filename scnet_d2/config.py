@@ -342,3 +342,42 @@ def _add_image_labeler_config(cfg: CN) -> None:
     # that comes with the package. And the length of a vector in it.
     cfg.MODEL.IMAGE_LABELER.WORD_VECTORS = ""
     cfg.MODEL.IMAGE_LABELER.WORD_DIM = 384
+    # Each head's own, documented by its class in scnet_d2/modeling/label_heads; the defaults are the
+    # published values.
+    for name, options in LABEL_HEAD_OPTIONS.items():
+        cfg.MODEL.IMAGE_LABELER[name] = CN(options)
+
+
+LABEL_HEAD_OPTIONS = {
+    "ATTENDANDIMAGINE": {
+        "EMBEDDING_DIM": 256, "ATTENTION_DIM": 512, "HIDDEN_DIM": 512, "MAX_STEPS": 10,
+    },
+    "C2AE": {
+        "LATENT_SHARE": 0.8, "HIDDEN_DIM": 512, "CORRELATION_WEIGHT": 1.0, "RANK_WEIGHT": 2.0,
+    },
+    "CNNRNN": {"EMBEDDING_DIM": 64, "HIDDEN_DIM": 512, "DROPOUT": 0.5, "MAX_STEPS": 10},
+    "CRL": {"DIM": 512, "MARGIN": 0.2, "PROJECTION_WEIGHT": 0.5},
+    "CSRA": {"NUM_HEADS": 1, "WEIGHT": 0.1},
+    "CTRAN": {
+        "DIM": 0, "NUM_HEADS": 4, "FFN_DIM": 2048, "NUM_LAYERS": 3, "MAX_KNOWN": 0.75,
+        "DROPOUT": 0.1,
+    },
+    "DECOUPLENET": {"DIM": 512, "NUM_HEADS": 8},
+    "DELTA": {"DIM": 512, "SHARPNESS": 5.0},
+    "KSSNET": {"STATISTICS_WEIGHT": 0.5, "THRESHOLD": 0.03, "NEIGHBOURS": 0.4, "DROPOUT": 0.5},
+    "MLDECODER": {
+        "DIM": 768, "NUM_HEADS": 8, "FFN_DIM": 2048, "NUM_QUERIES": 100, "DROPOUT": 0.1,
+    },
+    "MLGCN": {"HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2},
+    "MSCMA": {"DIM": 256, "FINE_FEATURE": "res4"},
+    "QUERY2LABEL": {
+        "DIM": 2048, "NUM_HEADS": 4, "FFN_DIM": 8192, "NUM_ENCODER_LAYERS": 1,
+        "NUM_DECODER_LAYERS": 2, "DROPOUT": 0.1,
+    },
+    "RNNATTENTION": {"MAP_DIM": 512, "HIDDEN_DIM": 4096, "CROP": 14, "LOCATION_WEIGHT": 0.1},
+    "SRN": {"FINE_FEATURE": "res4", "DIM": 512, "FILTERS": 4, "GRID": 14, "WEIGHT": 0.5},
+    "VAC": {"FLIP_WEIGHT": 0.6, "SCALE_WEIGHT": 0.8, "SMALL": 8 / 9},
+    "WSLGCN": {
+        "HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2, "SHARE": 0.1, "LOW_WEIGHT": 0.2,
+    },
+}  # fmt: skip
