@@ -342,8 +342,7 @@ def _add_image_labeler_config(cfg: CN) -> None:
     # that comes with the package. And the length of a vector in it.
     cfg.MODEL.IMAGE_LABELER.WORD_VECTORS = ""
     cfg.MODEL.IMAGE_LABELER.WORD_DIM = 384
-    # Each head's own, documented by its class in scnet_d2/modeling/label_heads; the defaults are the
-    # published values.
+    # Each head's own, see its class in scnet_d2/modeling/label_heads. Defaults: published values.
     for name, options in LABEL_HEAD_OPTIONS.items():
         cfg.MODEL.IMAGE_LABELER[name] = CN(options)
 
