@@ -78,6 +78,28 @@ def test_labeler_names_a_feature_that_the_backbone_lacks():
         labeler("MODEL.IMAGE_LABELER.IN_FEATURE", "p7")
 
 
+def test_the_pooling_head_keeps_the_names_of_stored_weights():
+    names = [name for name in labeler().state_dict() if not name.startswith("backbone.")]
+    assert names == ["head.label_score.weight", "head.label_score.bias"]
+
+
+def test_an_unknown_head_is_refused_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"IMAGE_LABELER\.HEAD is 'Best'; choose one of \[.*'CSRA'"
+    ):
+        labeler("MODEL.IMAGE_LABELER.HEAD", "Best")
+
+
+def test_the_loss_is_a_switch():
+    inputs = batch((64, 64), (64, 64))
+    model, other = labeler(), labeler("MODEL.IMAGE_LABELER.LOSS", "asl")
+    other.load_state_dict(model.state_dict())
+    bce, asl = (m(inputs)["loss_image_label"] for m in (model, other))
+    assert 0 < asl < bce  # what is absent costs less
+    with pytest.raises(ValueError, match=r"IMAGE_LABELER\.LOSS is 'mse'; choose bce or asl"):
+        labeler("MODEL.IMAGE_LABELER.LOSS", "mse")
+
+
 @pytest.mark.parametrize("method", ["max", "noisy_or", "topk_mean", "logsumexp"])
 def test_image_loss_trains_both_branches(method):
     opts = ["MODEL.SCNET.AGGREGATION.LOSS_WEIGHT", 2.0, "MODEL.SCNET.AGGREGATION.METHOD", method]

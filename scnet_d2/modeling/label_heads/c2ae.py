@@ -79,7 +79,8 @@ class C2AE(LabelHead):
         """Distance of both vectors, and of each one's products from the identity."""
         loss = (image - labels).square().sum() / len(image)
         for x, running in ((image, self.image_products), (labels, self.label_products)):
-            products = torch.lerp(x.T @ x / len(x), running.clone(), MOMENTUM)
+            products = (x[:, :, None] * x[:, None]).mean(dim=0)  # (K, K)
+            products = torch.lerp(products, running.clone(), MOMENTUM)
             running.copy_(products.detach())
             loss = loss + 0.5 * (products - torch.eye(len(products)).to(x)).square().sum()
         return loss

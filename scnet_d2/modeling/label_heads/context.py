@@ -35,6 +35,11 @@ class LabelContext(nn.Module):
             word_file: see `read_word_vectors`.
         """
         super().__init__()
+        if class_names and len(class_names) != num_classes:
+            raise ValueError(
+                f"DATASETS.CLASS_NAMES has {len(class_names)} names, MODEL.ROI_HEADS.NUM_CLASSES "
+                f"is {num_classes}; correct one of them"
+            )
         self.word_file = word_file
         self.class_names = list(class_names)
         self.register_buffer("num_images", torch.zeros(()))

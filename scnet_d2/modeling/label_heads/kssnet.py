@@ -85,8 +85,9 @@ class KSSNet(LabelHead):
     def graph(self) -> torch.Tensor:
         """(C, C) graph of the labels."""
         together = self.context.conditional()
-        words = F.normalize(self.context.word_vectors, dim=1)
-        knowledge = (words @ words.T).clamp(min=0).fill_diagonal_(0)
+        words = self.context.word_vectors
+        knowledge = F.cosine_similarity(words[:, None], words[None], dim=-1)
+        knowledge = knowledge.clamp(min=0).fill_diagonal_(0)
         statistics = normalized((together + together.T) / 2)
         graph = torch.lerp(normalized(knowledge), statistics, self.statistics_weight)
         graph = torch.where(graph < self.threshold, 0.0, graph)

@@ -42,7 +42,8 @@ def _vector(name: str, found: dict[str, torch.Tensor], file: str, dim: int) -> t
     if missing := [word for word in words if word not in found]:
         raise ConfigError(
             f"class '{name}': {file} has no vector of '{missing[0]}'; set "
-            "MODEL.IMAGE_LABELER.WORD_VECTORS to a file in GloVe's format that has one, or add it"
+            "MODEL.IMAGE_LABELER.WORD_VECTORS to a file in GloVe's format that has one; "
+            "tools/word_vectors.py writes it"
         )
     vector = torch.stack([found[word] for word in words]).mean(dim=0)
     if len(vector) != dim:

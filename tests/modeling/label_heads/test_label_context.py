@@ -80,6 +80,11 @@ def test_a_training_set_of_another_class_order_is_refused():
         head("VAC", fill=False).fill_context(["cat", "car", "dog", "bus", "person"], LABELS)
 
 
+def test_another_number_of_names_than_of_classes_is_refused():
+    with pytest.raises(ValueError, match=r"CLASS_NAMES has 5 names, \S+ is 4"):
+        LabelContext(num_classes=4, class_names=NAMES)
+
+
 def test_without_names_in_the_config_those_of_the_training_set_are_taken():
     context = LabelContext(num_classes=2)
     context.fill(["a", "b"], [[0]])

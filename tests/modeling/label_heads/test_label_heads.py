@@ -7,12 +7,13 @@ import torch
 from tiny_labeler import HEADS, LABELS, NUM_CLASSES, features, head, labeler, noise, pictures
 
 from scnet_d2.config import LABEL_HEAD_OPTIONS
+from scnet_d2.engine.autocast import CPUAutocast
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.modeling import LABEL_HEAD_REGISTRY, LabelLoss
 
 NEEDY = [name for name in HEADS if LABEL_HEAD_REGISTRY.get(name).needs]
 SEQUENCES = ("AttendAndImagine", "CNNRNN")  # whose loss is not that of the config
-RATES = {"RNNAttention": 0.003}
+RATES = {"RNNAttention": 0.005}
 
 
 def targets_of(labels):
@@ -140,3 +141,14 @@ def test_the_model_predicts_scores_and_does_not_look_at_labels(name):
         assert ((a["image_scores"] >= 0) & (a["image_scores"] <= 1)).all()
         assert torch.equal(a["image_scores"], b["image_scores"])
         assert a.keys() == b.keys() <= {"image_scores", "class_maps"}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_it_trains_in_bfloat16_with_losses_in_float32(name):
+    model = labeler(name)
+    CPUAutocast(model)
+    images = torch.randint(0, 256, (2, 3, 16, 24))
+    losses = model([{"image": x, "image_labels": [0, 1]} for x in images])
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
