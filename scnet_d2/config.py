@@ -356,7 +356,7 @@ LABEL_HEAD_OPTIONS = {
     },
     "CNNRNN": {"EMBEDDING_DIM": 64, "HIDDEN_DIM": 512, "DROPOUT": 0.5, "MAX_STEPS": 10},
     "CRL": {"DIM": 512, "MARGIN": 0.2, "PROJECTION_WEIGHT": 0.5},
-    "CSRA": {"NUM_HEADS": 1, "WEIGHT": 0.1},
+    "CSRA": {"NUM_HEADS": 1, "WEIGHT": 0.1, "BIAS": False},
     "CTRAN": {
         "DIM": 0, "NUM_HEADS": 4, "FFN_DIM": 2048, "NUM_LAYERS": 3, "MAX_KNOWN": 0.75,
         "DROPOUT": 0.1,
@@ -367,7 +367,7 @@ LABEL_HEAD_OPTIONS = {
     "MLDECODER": {
         "DIM": 768, "NUM_HEADS": 8, "FFN_DIM": 2048, "NUM_QUERIES": 100, "DROPOUT": 0.1,
     },
-    "MLGCN": {"HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2},
+    "MLGCN": {"HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2, "BIAS": False},
     "MSCMA": {"DIM": 256, "FINE_FEATURE": "res4"},
     "QUERY2LABEL": {
         "DIM": 2048, "NUM_HEADS": 4, "FFN_DIM": 8192, "NUM_ENCODER_LAYERS": 1,

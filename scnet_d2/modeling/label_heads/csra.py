@@ -32,11 +32,12 @@ class CSRA(LabelHead):
     """
 
     @configurable
-    def __init__(self, *, num_heads: int = 1, weight: float = 0.1, **kwargs):
+    def __init__(self, *, num_heads: int = 1, weight: float = 0.1, bias: bool = False, **kwargs):
         """
         Args:
             num_heads: 1, 2, 4, 6 or 8.
             weight: λ; published: VOC 0.1 with 1 head, COCO 0.5 with 6.
+            bias: add a bias to the logits, for features that are no ReLU's; published: none.
             kwargs: of `LabelHead`.
         """
         super().__init__(**kwargs)
@@ -48,6 +49,7 @@ class CSRA(LabelHead):
         self.temperatures = TEMPERATURES[num_heads]
         self.weight = weight
         self.label_score = nn.Linear(self.channels, num_heads * self.num_classes, bias=False)
+        self.bias = self.label_bias() if bias else 0.0
 
     def predict(self, features: ImageFeatures) -> LabelOutput:
         """Logits, and as class maps the scores of the cells, summed over the heads."""
@@ -56,6 +58,7 @@ class CSRA(LabelHead):
         scores = F.linear(tokens, weight).transpose(1, 2)  # (N, heads·C, L)
         heads = scores.chunk(len(self.temperatures), dim=1)  # each (N, C, L)
         logits = sum(self._pool(s, valid, t) for s, t in zip(heads, self.temperatures))
+        logits = logits + self.bias
         return LabelOutput(logits, class_maps=features.unpad(self.in_feature, sum(heads)))
 
     def _pool(self, scores: torch.Tensor, valid: torch.Tensor, temperature: float) -> torch.Tensor:

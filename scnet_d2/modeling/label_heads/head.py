@@ -102,6 +102,10 @@ class LabelHead(nn.Module):
         """A dense layer (..., dim) -> (..., C) that starts at the prior."""
         return label_layer(dim, self.num_classes, self.prior_prob)
 
+    def label_bias(self) -> nn.Parameter:
+        """A bias (C,) of logits that starts at the prior."""
+        return nn.Parameter(self.label_layer(1).bias.detach())
+
     def forward(
         self,
         features: ImageFeatures,

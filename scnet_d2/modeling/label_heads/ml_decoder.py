@@ -45,7 +45,7 @@ class MLDecoder(LabelHead):
         self.layer = AttentionLayer(dim, num_heads, ffn_dim, dropout)
         self.group_weight = nn.Parameter(torch.empty(num_queries, dim, group))
         nn.init.xavier_normal_(self.group_weight)
-        self.group_bias = nn.Parameter(self.label_layer(1).bias.detach())
+        self.group_bias = self.label_bias()
 
     def predict(self, features: ImageFeatures) -> LabelOutput:
         """Logits."""

@@ -14,7 +14,7 @@ from .head import LABEL_HEAD_REGISTRY, LabelHead, LabelOutput
 class MLGCN(LabelHead):
     """Two graph convolutions turn word vectors (C, W) into classifiers (C, D).
 
-    They are applied to the map's maximum over the image, without a bias. The graph is that of the
+    They are applied to the map's maximum over the image. The graph is that of the
     labels' co-occurrence in the training set. Without a graph it is a linear classifier.
 
     Source: Chen et al., "Multi-label image recognition with graph convolutional networks",
@@ -30,6 +30,7 @@ class MLGCN(LabelHead):
         hidden_dim: int = 1024,
         threshold: float = 0.4,
         neighbours: float = 0.2,
+        bias: bool = False,
         **kwargs,
     ):
         """
@@ -37,16 +38,18 @@ class MLGCN(LabelHead):
             hidden_dim: width between the convolutions.
             threshold: see `label_graph`.
             neighbours: see `label_graph`.
+            bias: add a bias to the logits, for features that are no ReLU's; published: none.
             kwargs: of `LabelHead`.
         """
         super().__init__(**kwargs)
         self.threshold, self.neighbours = threshold, neighbours
         self.graph1 = GraphConvolution(self.context.word_vectors.shape[1], hidden_dim)
         self.graph2 = GraphConvolution(hidden_dim, self.channels)
+        self.bias = self.label_bias() if bias else 0.0
 
     def predict(self, features: ImageFeatures) -> LabelOutput:
         """Logits."""
         graph = label_graph(self.context, self.threshold, self.neighbours)
         x = F.leaky_relu(self.graph1(self.context.word_vectors, graph), 0.2)  # (C, hidden)
         classifiers = self.graph2(x, graph)  # (C, D)
-        return LabelOutput(features.pooled(self.in_feature, "max") @ classifiers.T)
+        return LabelOutput(features.pooled(self.in_feature, "max") @ classifiers.T + self.bias)

@@ -14,7 +14,7 @@ PADDING = -100  # in sequences, after their end; what cross_entropy leaves out
 
 
 class SequenceHead(LabelHead):
-    """Base of heads that predict the label after next from those before; C stands for the end.
+    """Base of heads that predict the next label from those before; class C stands for the end.
 
     Labels come in the order of their frequency in the training set, the most frequent first.
     Training is cross-entropy in each step, given the true labels before; `MODEL.IMAGE_LABELER.LOSS`

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from conftest import REPO
 from tiny_labeler import HEADS, LABELS, NUM_CLASSES, features, head, labeler, noise, pictures
 
 from scnet_d2.config import LABEL_HEAD_OPTIONS
@@ -152,3 +153,14 @@ def test_it_trains_in_bfloat16_with_losses_in_float32(name):
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     sum(losses.values()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_example_of_the_page_is_a_head():
+    page = (REPO / "docs" / "label_heads.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    try:
+        exec(compile(example, "label_heads.md", "exec"), {"__name__": "example"})
+        output = head("MeanOfMaps", weight=1.0)(features(*noise((16, 24))))
+    finally:
+        LABEL_HEAD_REGISTRY._obj_map.pop("MeanOfMaps", None)
+    assert output.logits.shape == (1, NUM_CLASSES)

@@ -77,6 +77,15 @@ def test_csra_adds_the_softly_and_the_hard_weighted_scores():
         head("CSRA", num_heads=3)
 
 
+@pytest.mark.parametrize("name", ["CSRA", "MLGCN"])
+def test_a_bias_can_be_added_that_starts_at_the_prior(name):
+    plain, biased = (head(name, bias=bias, prior_prob=0.2) for bias in (False, True))
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    seen = features(*noise(*SIZES))
+    added = biased(seen).logits - plain(seen).logits
+    torch.testing.assert_close(added, torch.full((2, 5), math.log(0.2 / 0.8)))
+
+
 @pytest.mark.parametrize("name", ["DecoupleNet", "MSCMA"])
 def test_attention_maps_sum_to_one(name):
     for attention in head(name)(features(*noise(*SIZES))).class_maps:
