@@ -33,6 +33,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
         packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
         package_data={
             "scnet_d2.app": ["*.css", "*.jinja", "*.js"],
+            "scnet_d2.modeling.label_heads": ["word_vectors.txt"],
             "scnet_d2.model_zoo": ["*/*.json", "*/*.md", "*/*.safetensors", "*/*.yaml"],
             "scnet_d2.report": ["*.css", "*.jinja", "*.js", "*.json"],
         },

@@ -133,6 +133,8 @@ def add_scnet_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of a pre-trained network (the bottom-up one of an FPN) / that of all others.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Learning rate of the label head of ImageLabeler / that of all others.
+    cfg.SOLVER.LABEL_HEAD_MULTIPLIER = 1.0
     # Iterations whose batch is left out: the weights stay as they are. For a batch that is bad.
     cfg.SOLVER.SKIP_ITERATIONS = []
     # Mixed precision in bfloat16 on a CPU that has it; programs switch it off on others.
@@ -310,7 +312,7 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.LABEL = CN()
     # Score that an untrained label predictor gives: sets the bias of its last layer.
     cfg.MODEL.SCNET.LABEL.PRIOR_PROB = 0.01
-    # Normalisation of the features before the last layer: "" or LN. Also of ImageLabeler's.
+    # Normalisation of the features before the last layer: "" or LN. Also of GlobalPool's.
     cfg.MODEL.SCNET.LABEL.NORM = ""
     # Weight of loss_object_label and of loss_context_label.
     cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT = 1.0
@@ -338,8 +340,60 @@ def _add_model_config(cfg: CN) -> None:
     # Weight of its logit in the image's; that of the aggregated boxes has the rest.
     cfg.MODEL.SCNET.IMAGE.WEIGHT = 0.5
 
+    _add_image_labeler_config(cfg)
+
+
+def _add_image_labeler_config(cfg: CN) -> None:
     cfg.MODEL.IMAGE_LABELER = CN()
-    # Feature map that the meta-architecture ImageLabeler pools over the whole image, and how:
-    # average or max.
+    # Label head of the meta-architecture ImageLabeler: a name in LABEL_HEAD_REGISTRY.
+    cfg.MODEL.IMAGE_LABELER.HEAD = "GlobalPool"
+    # Feature map of the whole image that it reads.
     cfg.MODEL.IMAGE_LABELER.IN_FEATURE = "res5"
+    # How GlobalPool pools it: average or max.
     cfg.MODEL.IMAGE_LABELER.POOLING = "average"
+    # Loss of the labels, of any head: bce or asl, the asymmetric loss.
+    cfg.MODEL.IMAGE_LABELER.LOSS = "bce"
+    # Of the asymmetric loss: γ- and γ+, and the score up to which a negative counts nothing.
+    cfg.MODEL.IMAGE_LABELER.ASL = CN({"GAMMA_NEG": 4.0, "GAMMA_POS": 0.0, "CLIP": 0.05})
+    # Vectors of the class names, for heads that need them: a text file as GloVe's. Empty: the one
+    # that comes with the package. And the length of a vector in it.
+    cfg.MODEL.IMAGE_LABELER.WORD_VECTORS = ""
+    cfg.MODEL.IMAGE_LABELER.WORD_DIM = 384
+    # Each head's own, see its class in scnet_d2/modeling/label_heads. Defaults: published values.
+    for name, options in LABEL_HEAD_OPTIONS.items():
+        cfg.MODEL.IMAGE_LABELER[name] = CN(options)
+
+
+LABEL_HEAD_OPTIONS = {
+    "ATTENDANDIMAGINE": {
+        "EMBEDDING_DIM": 256, "ATTENTION_DIM": 512, "HIDDEN_DIM": 512, "MAX_STEPS": 10,
+    },
+    "C2AE": {
+        "LATENT_SHARE": 0.8, "HIDDEN_DIM": 512, "CORRELATION_WEIGHT": 1.0, "RANK_WEIGHT": 2.0,
+    },
+    "CNNRNN": {"EMBEDDING_DIM": 64, "HIDDEN_DIM": 512, "DROPOUT": 0.5, "MAX_STEPS": 10},
+    "CRL": {"DIM": 512, "MARGIN": 0.2, "PROJECTION_WEIGHT": 0.5},
+    "CSRA": {"NUM_HEADS": 1, "WEIGHT": 0.1, "BIAS": False},
+    "CTRAN": {
+        "DIM": 0, "NUM_HEADS": 4, "FFN_DIM": 2048, "NUM_LAYERS": 3, "MAX_KNOWN": 0.75,
+        "DROPOUT": 0.1,
+    },
+    "DECOUPLENET": {"DIM": 512, "NUM_HEADS": 8},
+    "DELTA": {"DIM": 512, "SHARPNESS": 5.0},
+    "KSSNET": {"STATISTICS_WEIGHT": 0.5, "THRESHOLD": 0.03, "NEIGHBOURS": 0.4, "DROPOUT": 0.5},
+    "MLDECODER": {
+        "DIM": 768, "NUM_HEADS": 8, "FFN_DIM": 2048, "NUM_QUERIES": 100, "DROPOUT": 0.1,
+    },
+    "MLGCN": {"HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2, "BIAS": False},
+    "MSCMA": {"DIM": 256, "FINE_FEATURE": "res4"},
+    "QUERY2LABEL": {
+        "DIM": 2048, "NUM_HEADS": 4, "FFN_DIM": 8192, "NUM_ENCODER_LAYERS": 1,
+        "NUM_DECODER_LAYERS": 2, "DROPOUT": 0.1,
+    },
+    "RNNATTENTION": {"MAP_DIM": 512, "HIDDEN_DIM": 4096, "CROP": 14, "LOCATION_WEIGHT": 0.1},
+    "SRN": {"FINE_FEATURE": "res4", "DIM": 512, "FILTERS": 4, "GRID": 14, "WEIGHT": 0.5},
+    "VAC": {"FLIP_WEIGHT": 0.6, "SCALE_WEIGHT": 0.8, "SMALL": 8 / 9},
+    "WSLGCN": {
+        "HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2, "SHARE": 0.1, "LOW_WEIGHT": 0.2,
+    },
+}  # fmt: skip

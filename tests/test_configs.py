@@ -4,6 +4,7 @@ import re
 
 from scnet_d2 import config, use_available_device
 from scnet_d2.engine import Trainer
+from scnet_d2.modeling import LABEL_HEAD_REGISTRY, ImageLabeler
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ SHIPPED = sorted(
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith(PARTS)
 )
-RECIPES = [name for name in SHIPPED if "R_18" not in name and "Lite" not in name]
+RECIPES = [
+    name for name in SHIPPED if not any(part in name for part in ("R_18", "Lite", "/compared/"))
+]
 PAPER = "COCO-MultiLabel/scnet_X_101_32x8d_FPN_paper"
 
 
@@ -38,8 +41,11 @@ def test_it_trains_a_step_with_the_losses_of_its_branches_and_predicts(name, dev
     cfg = load_config(name, "MODEL.ROI_BOX_HEAD.FC_DIM", 32, *narrow, device=device)
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     box = [20, 20, 90, 100]
-    inputs = [make_input([box], [num_classes - 1], (128, 128), height=64, width=64)]
+    last = num_classes - 1
+    inputs = [make_input([box], [last], (128, 128), height=64, width=64, image_labels=[last])]
     model = build_model(cfg).train()
+    if needs_context(model):
+        model.head.fill_context(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes, [[0, 1]])
     optimizer = Trainer.build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     with EventStorage():
@@ -48,15 +54,28 @@ def test_it_trains_a_step_with_the_losses_of_its_branches_and_predicts(name, dev
     optimizer.step()
     scheduler.step()
     assert all(torch.isfinite(v) for v in losses.values())
+    with torch.no_grad():
+        output = model.eval()(inputs)[0]
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        assert output["image_scores"].shape == (num_classes,)
+    if cfg.MODEL.META_ARCHITECTURE == "ImageLabeler":
+        return
     for branch in ("object", "context"):
         enabled = cfg.MODEL.SCNET[branch.upper()].ENABLED
         assert (f"loss_{branch}_label" in losses) == enabled
-    with torch.no_grad():
-        output = model.eval()(inputs)[0]
-    if cfg.MODEL.META_ARCHITECTURE == "SCNet":
-        assert output["image_scores"].shape == (num_classes,)
     assert output["instances"].label_scores.shape[1:] == (num_classes,)
     assert output["instances"].image_size == (64, 64)
+
+
+def needs_context(model):
+    return isinstance(model, ImageLabeler) and model.head.needs
+
+
+def test_every_label_head_has_a_config_to_compare_it_with():
+    compared = [load_config(name) for name in SHIPPED if "/compared/" in name]
+    heads = {cfg.MODEL.IMAGE_LABELER.HEAD for cfg in compared}
+    assert heads == {name for name, _ in LABEL_HEAD_REGISTRY}
+    assert len({cfg.SOLVER.dump() for cfg in compared}) == 1  # one recipe for all
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -5,7 +5,7 @@ import logging
 import os
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -34,6 +34,7 @@ from ..data import (
     get_multilabel_dicts,
 )
 from ..evaluation import MultiLabelEvaluator, label_thresholds
+from ..modeling import LabelHead
 from ..modeling.test_time_augmentation import build_tta
 from .autocast import CPUAutocast
 from .checks import check_evaluation_data, check_num_classes, class_names
@@ -69,6 +70,7 @@ class Trainer(DefaultTrainer):
                 f"{type(self).__name__}.build_train_loader must return a loader that can be "
                 "resumed: TrainLoader.from_config(cfg, mapper) takes any mapper"
             )
+        fill_label_contexts(self.model, cfg)
         step = AMPStep if cfg.SOLVER.AMP.ENABLED else Step
         self._trainer = step(self.model, self.train_loader, self.optimizer)
         self._statistics = batch_norm_statistics(self.model)
@@ -118,11 +120,8 @@ class Trainer(DefaultTrainer):
             raise ValueError(
                 f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; choose 'SGD' or 'AdamW'"
             )
-        if cfg.SOLVER.BACKBONE_MULTIPLIER != 1:
-            groups = optimizer.param_groups
-            optimizer.param_groups = _with_backbone_apart(
-                groups, model, cfg.SOLVER.BACKBONE_MULTIPLIER
-            )
+        for part, multiplier in _parts_with_own_rate(cfg, model):
+            optimizer.param_groups = _with_part_apart(optimizer.param_groups, part, multiplier)
         return optimizer
 
     @classmethod
@@ -367,16 +366,36 @@ class Trainer(DefaultTrainer):
         )
 
 
-def _with_backbone_apart(
-    groups: list[dict], model: torch.nn.Module, multiplier: float
-) -> list[dict]:
-    """Parameter groups, those of the pre-trained network apart and with its learning rate."""
-    backbone = getattr(model.backbone, "bottom_up", model.backbone)
-    pretrained = {id(parameter) for parameter in backbone.parameters()}
+def fill_label_contexts(model: torch.nn.Module, cfg: CfgNode) -> None:
+    """Give label heads what they need of the training set: counts, co-occurrence, word vectors."""
+    heads = [m for m in model.modules() if isinstance(m, LabelHead) and m.needs]
+    if not heads:
+        return
+    names = list(cfg.DATASETS.CLASS_NAMES) or class_names(cfg.DATASETS.TRAIN[0])
+    dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN, LabelPolicy.from_config(cfg))
+    for head in heads:
+        head.fill_context(names, [d["image_labels"] for d in dicts])
+
+
+def _parts_with_own_rate(
+    cfg: CfgNode, model: torch.nn.Module
+) -> Iterator[tuple[torch.nn.Module, float]]:
+    """Parts of the model whose learning rate is another one, and its multiplier."""
+    if cfg.SOLVER.BACKBONE_MULTIPLIER != 1:
+        bottom_up = getattr(model.backbone, "bottom_up", model.backbone)
+        yield bottom_up, cfg.SOLVER.BACKBONE_MULTIPLIER
+    head = getattr(model, "head", None)
+    if cfg.SOLVER.LABEL_HEAD_MULTIPLIER != 1 and isinstance(head, LabelHead):
+        yield head, cfg.SOLVER.LABEL_HEAD_MULTIPLIER
+
+
+def _with_part_apart(groups: list[dict], part: torch.nn.Module, multiplier: float) -> list[dict]:
+    """Parameter groups, those of a part of the model apart and with its learning rate."""
+    of_part = {id(parameter) for parameter in part.parameters()}
     ret = []
     for group in groups:
         for inside, rate in ((False, group["lr"]), (True, group["lr"] * multiplier)):
-            params = [p for p in group["params"] if (id(p) in pretrained) == inside]
+            params = [p for p in group["params"] if (id(p) in of_part) == inside]
             if params:
                 ret.append({**group, "params": params, "lr": rate})
     return ret

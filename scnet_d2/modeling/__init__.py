@@ -8,6 +8,14 @@ from .backbone import (
     build_timm_backbone,
     build_timm_fpn_backbone,
 )
+from .label_heads import (
+    LABEL_HEAD_REGISTRY,
+    ImageFeatures,
+    LabelContext,
+    LabelHead,
+    LabelLoss,
+    LabelOutput,
+)
 from .label_predictor import ImageLabelPredictor, LabelPredictor
 from .meta_arch import ImageLabeler, SCNet
 from .roi_heads import (
@@ -22,10 +30,16 @@ from .roi_heads import (
 
 __all__ = [
     "AGGREGATION_REGISTRY",
+    "LABEL_HEAD_REGISTRY",
     "ContextHead",
+    "ImageFeatures",
     "ImageLabelPredictor",
     "ImageLabeler",
     "LabelAggregator",
+    "LabelContext",
+    "LabelHead",
+    "LabelLoss",
+    "LabelOutput",
     "LabelPredictor",
     "ObjectHead",
     "SCNet",

@@ -23,6 +23,41 @@ def image_label_targets(
     return targets, loss_mask
 
 
+def label_layer(dim: int, num_classes: int, prior_prob: float) -> nn.Linear:
+    """Dense layer (..., D) -> (..., C) whose scores all are `prior_prob` before training."""
+    if not 0 < prior_prob < 1:
+        raise ValueError(f"MODEL.SCNET.LABEL.PRIOR_PROB must lie in (0, 1), got {prior_prob}")
+    layer = nn.Linear(dim, num_classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, -math.log((1 - prior_prob) / prior_prob))
+    return layer
+
+
+def label_norm(dim: int, norm: str) -> nn.Module:
+    """Normalisation of features (..., D) before a label layer: "LN", or "" for none."""
+    if norm not in ("", "LN"):
+        raise ValueError(f"MODEL.SCNET.LABEL.NORM is '{norm}'; choose LN, or '' for none")
+    return nn.LayerNorm(dim) if norm else nn.Identity()
+
+
+def image_parts(feature: torch.Tensor, images: ImageList) -> list[torch.Tensor]:
+    """Of features (N, D, H, W) the cells (D, h, w) that each image reaches into: no padding."""
+    height, width = feature.shape[-2:]
+    padded_height, padded_width = images.tensor.shape[-2:]
+    return [
+        x[:, : -(-h * height // padded_height), : -(-w * width // padded_width)]
+        for x, (h, w) in zip(feature, images.image_sizes)
+    ]
+
+
+def pool_images(feature: torch.Tensor, images: ImageList, pooling: str = "average") -> torch.Tensor:
+    """Feature (N, D) of (N, D, H, W), "average" or "max" over the cells of each image."""
+    parts = image_parts(feature, images)
+    if pooling == "max":
+        return torch.stack([part.amax(dim=(1, 2)) for part in parts])
+    return torch.stack([part.mean(dim=(1, 2)) for part in parts])
+
+
 class LabelPredictor(nn.Module):
     """C independent label scores for each box.
 
@@ -50,16 +85,10 @@ class LabelPredictor(nn.Module):
             loss_weight: weight of the loss.
         """
         super().__init__()
-        if not 0 < prior_prob < 1:
-            raise ValueError(f"MODEL.SCNET.LABEL.PRIOR_PROB must lie in (0, 1), got {prior_prob}")
-        if norm not in ("", "LN"):
-            raise ValueError(f"MODEL.SCNET.LABEL.NORM is '{norm}'; choose LN, or '' for none")
         self.num_classes = num_classes
-        self.norm = nn.LayerNorm(input_dim) if norm else nn.Identity()
+        self.norm = label_norm(input_dim, norm)
         self.loss_weight = loss_weight
-        self.label_score = nn.Linear(input_dim, num_classes)
-        nn.init.normal_(self.label_score.weight, std=0.01)
-        nn.init.constant_(self.label_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        self.label_score = label_layer(input_dim, num_classes, prior_prob)
 
     @classmethod
     def from_config(cls, cfg, input_dim):
@@ -119,13 +148,8 @@ class ImageLabelPredictor(LabelPredictor):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], key: str):
         """`key` is that of the config's part with `IN_FEATURE` and `POOLING`."""
         part = attrgetter(key)(cfg.MODEL)
-        if part.IN_FEATURE not in input_shape:
-            raise ValueError(
-                f"MODEL.{key}.IN_FEATURE is '{part.IN_FEATURE}', the backbone has "
-                f"{list(input_shape)} (an FPN's: see MODEL.FPN.STAGES)"
-            )
-        if part.POOLING not in ("average", "max"):
-            raise ValueError(f"MODEL.{key}.POOLING is '{part.POOLING}'; choose average or max")
+        check_feature(f"MODEL.{key}.IN_FEATURE", part.IN_FEATURE, input_shape)
+        check_pooling(f"MODEL.{key}.POOLING", part.POOLING)
         dim = input_shape[part.IN_FEATURE].channels
         return super().from_config(cfg, dim) | {
             "in_feature": part.IN_FEATURE,
@@ -134,16 +158,19 @@ class ImageLabelPredictor(LabelPredictor):
 
     def forward(self, features: dict[str, torch.Tensor], images: ImageList) -> torch.Tensor:
         """Map the features of N images to label logits (N, C)."""
-        return super().forward(self.pool(features[self.in_feature], images))
+        return super().forward(pool_images(features[self.in_feature], images, self.pooling))
 
-    def pool(self, feature: torch.Tensor, images: ImageList) -> torch.Tensor:
-        """Pooled feature (N, D) of (N, D, H, W): of the cells that each image reaches into."""
-        height, width = feature.shape[-2:]
-        padded_height, padded_width = images.tensor.shape[-2:]
-        parts = [
-            x[:, : -(-h * height // padded_height), : -(-w * width // padded_width)]
-            for x, (h, w) in zip(feature, images.image_sizes)
-        ]
-        if self.pooling == "max":
-            return torch.stack([part.amax(dim=(1, 2)) for part in parts])
-        return torch.stack([part.mean(dim=(1, 2)) for part in parts])
+
+def check_feature(key: str, name: str, input_shape: dict[str, ShapeSpec]) -> None:
+    """Refuse a config key that names a feature map which the backbone does not give."""
+    if name not in input_shape:
+        raise ValueError(
+            f"{key} is '{name}', the backbone has {list(input_shape)} (an FPN's: see "
+            "MODEL.FPN.STAGES)"
+        )
+
+
+def check_pooling(key: str, pooling: str) -> None:
+    """Refuse a config key that names no pooling."""
+    if pooling not in ("average", "max"):
+        raise ValueError(f"{key} is '{pooling}'; choose average or max")

@@ -271,3 +271,19 @@ def test_the_pretrained_network_has_a_learning_rate_of_its_own(optimizer):
     before = {id(p): g["weight_decay"] for g in plain.param_groups for p in g["params"]}
     assert before == {id(p): g["weight_decay"] for g in slower.param_groups for p in g["params"]}
     assert type(slower).__bases__ == type(plain).__bases__
+
+
+def test_a_label_head_has_a_learning_rate_of_its_own():
+    opts = (
+        "MODEL.META_ARCHITECTURE", "ImageLabeler", "MODEL.IMAGE_LABELER.IN_FEATURE", "p5",
+        "SOLVER.BASE_LR", 0.1, "SOLVER.LABEL_HEAD_MULTIPLIER", 10.0,
+        "SOLVER.BACKBONE_MULTIPLIER", 0.5,
+    )  # fmt: skip
+    cfg = small_config(*opts)
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    wanted = {"head": 1.0, "backbone.bottom_up": 0.05, "backbone": 0.1}
+    for name, parameter in model.named_parameters():
+        part = next(part for part in wanted if name.startswith(part + "."))
+        assert rates[id(parameter)] == pytest.approx(wanted[part]), name

@@ -2,6 +2,7 @@
 
 from scnet_d2.engine import Trainer
 from scnet_d2.modeling import ImageLabeler
+from scnet_d2.modeling.label_predictor import pool_images
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_labeler_scores_do_not_depend_on_the_padding_of_a_batch():
     with torch.no_grad():
         feature = {"res5": torch.ones(2, 3, 2, 4)}
         feature["res5"][0, :, :, 2:] = 100  # padding of the first image
-        pooled = model.head.pool(feature["res5"], model.preprocess_image([small, large]))
+        pooled = pool_images(feature["res5"], model.preprocess_image([small, large]))
     torch.testing.assert_close(pooled, torch.ones(2, 3))
 
 
@@ -57,7 +58,7 @@ def test_maximum_pooling_takes_the_largest_value_inside_the_image():
     feature[0, 0, 1, 1], feature[0, 1, 0, 3] = 7, 100  # the second lies in the padding
     images = model.preprocess_image(batch((64, 64), (64, 128)))
     images.image_sizes = images.image_sizes[:1]
-    assert model.head.pool(feature, images).tolist() == [[7, 0]]
+    assert pool_images(feature, images, model.head.pooling).tolist() == [[7, 0]]
     with pytest.raises(ValueError, match=r"IMAGE_LABELER\.POOLING is 'sum'"):
         labeler("MODEL.IMAGE_LABELER.POOLING", "sum")
 
@@ -75,6 +76,28 @@ def test_ignored_labels_do_not_move_the_labeler():
 def test_labeler_names_a_feature_that_the_backbone_lacks():
     with pytest.raises(ValueError, match="IN_FEATURE is 'p7', the backbone has"):
         labeler("MODEL.IMAGE_LABELER.IN_FEATURE", "p7")
+
+
+def test_the_pooling_head_keeps_the_names_of_stored_weights():
+    names = [name for name in labeler().state_dict() if not name.startswith("backbone.")]
+    assert names == ["head.label_score.weight", "head.label_score.bias"]
+
+
+def test_an_unknown_head_is_refused_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"IMAGE_LABELER\.HEAD is 'Best'; choose one of \[.*'CSRA'"
+    ):
+        labeler("MODEL.IMAGE_LABELER.HEAD", "Best")
+
+
+def test_the_loss_is_a_switch():
+    inputs = batch((64, 64), (64, 64))
+    model, other = labeler(), labeler("MODEL.IMAGE_LABELER.LOSS", "asl")
+    other.load_state_dict(model.state_dict())
+    bce, asl = (m(inputs)["loss_image_label"] for m in (model, other))
+    assert 0 < asl < bce  # what is absent costs less
+    with pytest.raises(ValueError, match=r"IMAGE_LABELER\.LOSS is 'mse'; choose bce or asl"):
+        labeler("MODEL.IMAGE_LABELER.LOSS", "mse")
 
 
 @pytest.mark.parametrize("method", ["max", "noisy_or", "topk_mean", "logsumexp"])

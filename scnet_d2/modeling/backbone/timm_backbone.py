@@ -69,6 +69,7 @@ class TimmBackbone(Backbone):
         stride = max(s["reduction"] for s in stages.values())
         shapes[LAST] = ShapeSpec(channels=net.num_features, stride=stride)
         self._shapes = {f: shapes[f] for f in self._out_features}
+        self._stage_modules = {f: stage["module"] for f, stage in stages.items()}
         self._size_divisibility = max(s.stride for s in self._shapes.values())
         self._set_norm(norm)
         self._freeze(frozen)
@@ -92,6 +93,10 @@ class TimmBackbone(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every feature."""
         return dict(self._shapes)
+
+    def stage(self, name: str) -> nn.Module:
+        """The module whose output is the feature `name`."""
+        return self.net.get_submodule(self._stage_modules[name])
 
     @property
     def size_divisibility(self) -> int:

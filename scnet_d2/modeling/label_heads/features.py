@@ -1,0 +1,61 @@
+"""What a label head sees of a batch: feature maps without the padding of its images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList
+from torch.nn import functional as F
+
+from ..label_predictor import image_parts, pool_images
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Feature maps of N images of any sizes, padded to one size.
+
+    Attributes:
+        maps: (N, D, H, W) by name, as the backbone gives them.
+        images: the images, as the backbone got them.
+        backbone: the backbone, for heads that look at an image more than once.
+    """
+
+    maps: dict[str, torch.Tensor]
+    images: ImageList
+    backbone: Backbone | None = None
+
+    @classmethod
+    def of(cls, images: ImageList, backbone: Backbone) -> "ImageFeatures":
+        """Features that a backbone gives for images."""
+        return cls(backbone(images.tensor), images, backbone)
+
+    def view(self, images: Sequence[torch.Tensor]) -> "ImageFeatures":
+        """Features of other views (3, h, w) of the images: flipped, scaled, cut out."""
+        padded = ImageList.from_tensors(list(images), self.backbone.size_divisibility)
+        return self.of(padded, self.backbone)
+
+    def valid(self, name: str) -> torch.Tensor:
+        """(N, H·W) bool, True for the cells of a map that its image reaches into."""
+        ones = torch.zeros_like(self.maps[name][:, :1], dtype=torch.bool)  # (N, 1, H, W)
+        for part in image_parts(ones, self.images):
+            part.fill_(True)
+        return ones.flatten(1)
+
+    def tokens(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cells of a map (N, H·W, D) and which of them are valid, (N, H·W) bool."""
+        return self.maps[name].flatten(2).transpose(1, 2), self.valid(name)
+
+    def pooled(self, name: str, pooling: str = "average") -> torch.Tensor:
+        """A map (N, D), "average" or "max" over the cells of each image."""
+        return pool_images(self.maps[name], self.images, pooling)
+
+    def grid(self, name: str, size: int, pooling: str = "average") -> torch.Tensor:
+        """A map (N, D, size, size): each image's cells pooled to a grid over the image."""
+        pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
+        return torch.stack([pool(part, size) for part in image_parts(self.maps[name], self.images)])
+
+    def unpad(self, name: str, values: torch.Tensor) -> list[torch.Tensor]:
+        """Values (N, C, H·W) of the cells of a map as one (C, h, w) for each image."""
+        maps = values.unflatten(-1, self.maps[name].shape[-2:])
+        return image_parts(maps, self.images)
