@@ -127,8 +127,26 @@ def add_scnet_config(cfg: CN) -> None:
     if "SCNET" in cfg.MODEL:
         return
     _add_backbone_config(cfg)
-    _add_model_config(cfg)
+    cfg.MODEL.SCNET = CN()
+    _add_branches_config(cfg)
+    _add_image_level_config(cfg)
+    _add_image_labeler_config(cfg)
+    _add_solver_config(cfg)
+    _add_data_config(cfg)
 
+    # A label is predicted for an image when its score reaches this.
+    cfg.TEST.LABEL_THRESHOLD = 0.5
+    # A json file with a threshold for each class, of tools/tune_thresholds.py, to use instead.
+    cfg.TEST.LABEL_THRESHOLDS = ""
+    # k of the top-k metrics.
+    cfg.TEST.LABEL_TOP_K = 3
+    # Also report the mean AP over the classes with at least so many training images (0: do not).
+    cfg.TEST.MIN_TRAIN_IMAGES = 0
+    # Also report detection AP of the boxes, with Detectron2's COCOEvaluator.
+    cfg.TEST.DETECTION_AP = False
+
+
+def _add_solver_config(cfg: CN) -> None:
     # Optimizer: "SGD" (Detectron2's own builder) or "AdamW" (SOLVER.BASE_LR, SOLVER.WEIGHT_DECAY).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of a pre-trained network (the bottom-up one of an FPN) / that of all others.
@@ -145,6 +163,8 @@ def add_scnet_config(cfg: CN) -> None:
     # final and the best one stay.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
 
+
+def _add_data_config(cfg: CN) -> None:
     # Of Detectron2's RandomSubsetTrainingSampler, whose config has it from v0.7 on alone.
     if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
         cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1
@@ -165,17 +185,6 @@ def add_scnet_config(cfg: CN) -> None:
     cfg.DATASETS.CROWD_LABELS = "present"
     # Keep images without a single annotation (82,783 / 40,504 on COCO 2014, as in the slides).
     cfg.DATASETS.KEEP_UNANNOTATED = True
-
-    # A label is predicted for an image when its score reaches this.
-    cfg.TEST.LABEL_THRESHOLD = 0.5
-    # A json file with a threshold for each class, of tools/tune_thresholds.py, to use instead.
-    cfg.TEST.LABEL_THRESHOLDS = ""
-    # k of the top-k metrics.
-    cfg.TEST.LABEL_TOP_K = 3
-    # Also report the mean AP over the classes with at least so many training images (0: do not).
-    cfg.TEST.MIN_TRAIN_IMAGES = 0
-    # Also report detection AP of the boxes, with Detectron2's COCOEvaluator.
-    cfg.TEST.DETECTION_AP = False
 
 
 def check_dataset_names(cfg: CN) -> None:
@@ -276,8 +285,7 @@ def _add_backbone_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.NORM = "FrozenBN"
 
 
-def _add_model_config(cfg: CN) -> None:
-    cfg.MODEL.SCNET = CN()
+def _add_branches_config(cfg: CN) -> None:
     # Weights of a Detectron2 detector: its box head becomes that of both branches.
     cfg.MODEL.SCNET.INIT_TRUNK_FROM_DETECTOR = True
 
@@ -287,9 +295,6 @@ def _add_model_config(cfg: CN) -> None:
     # Pool a box from each feature map and put their channels one after the other, instead of from
     # the one map of its size.
     cfg.MODEL.SCNET.POOL_ALL_LEVELS = False
-
-    # Predict the scores of images alone, without detections: saves NMS.
-    cfg.MODEL.SCNET.IMAGE_SCORES_ONLY = False
 
     cfg.MODEL.SCNET.OBJECT = CN()
     # False leaves the object branch out: labels then come from the context branch alone.
@@ -317,6 +322,11 @@ def _add_model_config(cfg: CN) -> None:
     # Weight of loss_object_label and of loss_context_label.
     cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT = 1.0
 
+
+def _add_image_level_config(cfg: CN) -> None:
+    # Predict the scores of images alone, without detections: saves NMS.
+    cfg.MODEL.SCNET.IMAGE_SCORES_ONLY = False
+
     cfg.MODEL.SCNET.AGGREGATION = CN()
     # Boxes to image: max, topk_mean, noisy_or or logsumexp.
     cfg.MODEL.SCNET.AGGREGATION.METHOD = "max"
@@ -339,8 +349,6 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.IMAGE.POOLING = "average"
     # Weight of its logit in the image's; that of the aggregated boxes has the rest.
     cfg.MODEL.SCNET.IMAGE.WEIGHT = 0.5
-
-    _add_image_labeler_config(cfg)
 
 
 def _add_image_labeler_config(cfg: CN) -> None:
