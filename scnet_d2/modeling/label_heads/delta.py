@@ -4,6 +4,7 @@ import torch
 from detectron2.config import configurable
 from torch import nn
 
+from ..aggregation import logsumexp
 from .features import ImageFeatures
 from .head import LABEL_HEAD_REGISTRY, LabelHead, LabelOutput
 
@@ -28,7 +29,7 @@ class DELTA(LabelHead):
         """
         Args:
             dim: width of the regions' features.
-            sharpness: β of the smooth maximum log(mean(exp(β s))) / β.
+            sharpness: β of the smooth maximum `logsumexp`.
             kwargs: of `LabelHead`.
         """
         super().__init__(**kwargs)
@@ -52,8 +53,8 @@ class DELTA(LabelHead):
 
     def smooth_maximum(self, scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """(N, C) of scores (N, C, R) over the regions that are valid, (N, R) bool."""
-        scores = (self.sharpness * scores).masked_fill(~valid[:, None], -torch.inf)
-        return (scores.logsumexp(dim=-1) - valid.sum(dim=1, keepdim=True).log()) / self.sharpness
+        parts = (image[:, regions].T for image, regions in zip(scores, valid, strict=True))
+        return torch.stack([logsumexp(part, self.sharpness) for part in parts])
 
     def losses(
         self, output: LabelOutput, targets: torch.Tensor, mask: torch.Tensor
