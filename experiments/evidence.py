@@ -220,7 +220,7 @@ def dot_plot(comparisons: list[Comparison], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[0, 0].set_yticks(range(len(methods)), methods)
     axes[0, 0].invert_yaxis()
-    figure.suptitle(plan.title)
+    figure.suptitle(plan.title, wrap=True)
     save_figure(figure, path)
 
 
@@ -251,7 +251,7 @@ def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle(plan.title)
+    figure.suptitle(plan.title, wrap=True)
     save_figure(figure, path)
 
 
