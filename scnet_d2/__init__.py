@@ -19,7 +19,8 @@ except ImportError as error:
         raise
     raise ImportError(f"{text}: {reason}. Remedy: `{remedy}`") from error
 
-from . import data, modeling  # registers the data sets and the meta-architecture
+# registers the data sets, the weights that come with the package and the meta-architecture
+from . import data, model_zoo, modeling
 from .config import ConfigError, add_scnet_config, load_config, use_available_device
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "add_scnet_config",
     "data",
     "load_config",
+    "model_zoo",
     "modeling",
     "use_available_device",
 ]

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
 FOLDER = Path(__file__).parent
+PREFIX = "scnet://"
 
 
 def list_models() -> list[str]:
@@ -19,3 +23,20 @@ def model_folder(name: str) -> Path:
     if name not in list_models():
         raise KeyError(f"no model '{name}' comes with scnet_d2; {', '.join(list_models())} do")
     return FOLDER / name
+
+
+class ModelWeights(PathHandler):
+    """Finds `scnet://<name>`, the weights of a model that comes with the package."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        name = path.removeprefix(PREFIX)
+        try:
+            return str(model_folder(name) / "model.safetensors")
+        except KeyError as error:
+            raise FileNotFoundError(error.args[0]) from None
+
+
+PathManager.register_handler(ModelWeights(), allow_override=True)

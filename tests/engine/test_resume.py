@@ -29,6 +29,11 @@ from torch import nn
 from train_net import argument_parser
 from train_net import main as train_net_main
 
+# Its batch norms are trained: their running statistics have to go on as well.
+TIMM = (
+    "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_efficientnet",
+    "MODEL.TIMM.NORM", "BN", "MODEL.FPN.OUT_CHANNELS", 32,
+)  # fmt: skip
 ITERATIONS = 7
 OPTS = (
     "SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.IMS_PER_BATCH", 2,
@@ -53,7 +58,7 @@ def build(scenes, output, *opts, resume=False) -> Trainer:
     for split in ("train", "val"):
         annotations = scenes / "annotations" / f"{split}.json"
         register_coco_multilabel(f"resume_{split}", annotations, scenes / "images" / split)
-    cfg = small_config(*NARROW, *OPTS, "OUTPUT_DIR", str(output), *opts)
+    cfg = small_config(*TIMM, *OPTS, "OUTPUT_DIR", str(output), *opts)
     default_setup(cfg, None)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)

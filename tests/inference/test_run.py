@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import small_config
+from detectron2.utils.file_io import PathManager
 
 
 @pytest.fixture
@@ -77,6 +78,13 @@ def test_a_shipped_model_goes_by_its_name_unless_a_folder_has_it(zoo, folder, mo
     assert load_run("tiny").MODEL.WEIGHTS == "tiny/model_final.pth"
     with pytest.raises(KeyError, match="no model 'small' comes with scnet_d2; tiny do"):
         model_zoo.model_folder("small")
+
+
+def test_the_weights_of_a_shipped_model_go_by_its_name(zoo):
+    weights = zoo / "tiny" / "model.safetensors"
+    assert PathManager.get_local_path("scnet://tiny") == str(weights)
+    with pytest.raises(FileNotFoundError, match="no model 'small' comes with scnet_d2; tiny do"):
+        PathManager.get_local_path("scnet://small")
 
 
 def test_a_model_of_the_hub_is_downloaded_without_code(folder, monkeypatch):
