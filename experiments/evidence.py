@@ -23,6 +23,7 @@ from scnet_d2.evaluation import bootstrap_map, multilabel_metrics, read_scores
 from scnet_d2.outputs import replacing, write_json
 
 import compare_fusion
+import cost
 import numpy as np
 import occlusion_test
 from compare import LAYOUT, Cell, Plan, read_plan, run_cell
@@ -145,15 +146,14 @@ def bounds(comparison: Comparison) -> Iterator[str]:
 
 def by_class(comparison: Comparison) -> str:
     """AP of each class, mean over the seeds."""
-    rows, methods = {}, comparison.methods
-    for method in methods:
+    lead = next(iter(comparison.plan.groups.values()))
+    rows = []
+    for method in comparison.methods:
         cells = [Cell(comparison.dataset, method, s) for s in comparison.seeds[method]]
         aps = [comparison.plan.result(cell)["per_class_AP"] for cell in cells]
-        lead = next(iter(comparison.plan.groups.values()))
-        rows[method] = {name: np.mean([a[name] for a in aps]) for name in lead or aps[0]}
-    names = next(iter(rows.values()))
-    body = [[name, *(rows[m][name] for m in methods)] for name in names]
-    return tabulate(body, ["AP", *methods], floatfmt=".1f")
+        names = lead or list(aps[0])
+        rows.append([method, *(np.mean([a[name] for a in aps]) for name in names)])
+    return tabulate(rows, ["AP", *names], floatfmt=".1f")
 
 
 def by_object_size(comparison: Comparison, sizes: Path) -> str:
@@ -162,18 +162,19 @@ def by_object_size(comparison: Comparison, sizes: Path) -> str:
     with np.load(sizes, allow_pickle=False) as arrays:
         names = arrays["class_names"].tolist()
         share = arrays["share"][:, [names.index(c) for c in classes or names]]  # (N, C)
+    outs = [(share > 0) & ~((share >= low) & (share < high)) for low, high in SIZES.values()]
     rows = []
-    for size, (low, high) in SIZES.items():
-        out = (share > 0) & ~((share >= low) & (share < high))
-        row = [f"{size} ({low:.0%} to {min(high, 1):.0%} of the image)"]
-        for method in comparison.methods:
+    for method in comparison.methods:
+        row = [method]
+        for out in outs:
             aps = []
             for seed in comparison.seeds[method]:
                 x = comparison.scores(method, seed, classes)
                 aps.append(multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out)["mAP"])
             row.append(occlusion_test.mean_sd(aps, ".2f"))
         rows.append(row)
-    return tabulate(rows, ["largest object of a label", *comparison.methods], disable_numparse=True)
+    headers = [f"{low:.0%} to {min(high, 1):.0%}" for low, high in SIZES.values()]
+    return tabulate(rows, ["largest object / image", *headers], disable_numparse=True)
 
 
 def write_object_sizes(datasets: list[str], path: Path) -> None:
@@ -384,6 +385,8 @@ def main(arguments: list[str] | None = None) -> None:
                     for method in comparison.methods
                 }
             )
+        if (stored := plan.results / cost.FILE).exists():
+            print(cost.table(plan, json.loads(stored.read_text())), end="\n\n")
         plot(plan, comparisons, images)
     for kind, module, draw in (
         ("fusion", compare_fusion, fusion_plot),

@@ -6,7 +6,10 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+from scnet_d2.engine import Trainer
+
 import compare
+import cost
 import evidence
 import numpy as np
 import processes
@@ -17,6 +20,7 @@ from occlusion_test import PARTS, part_mask, to_text
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+FC16 = ("MODEL.ROI_BOX_HEAD.FC_DIM", 16)
 PLAN = {
     "title": "A test",
     "config": "configs/ContextScenes/scnet_R_18_FPN_160px.yaml",
@@ -268,3 +272,20 @@ def test_parts_around_a_box_are_disjoint_and_cover_the_image():
     assert (masks["ring 1-1.5"] | masks["ring 1.5-2"]).sum() == masks["ring 1-2"].sum()
     apart = ("inside", "ring 1-2", "ring 2-3", "ring 3-4", "beyond 4")
     assert (sum(masks[name].astype(int) for name in apart) == 1).all()
+
+
+def test_a_frozen_backbone_and_one_branch_less_cost_less_and_evidence_prints_it(finished, capsys):
+    frozen = {"MODEL.SCNET.CONTEXT.ENABLED": False, "MODEL.BACKBONE.FREEZE_AT": 5}
+    path = write_plan(finished.path.parent, methods={"a": {}, "b": frozen})
+    cost.main([str(path), "--size", "64", "96", "--rounds", "1"])
+    printed = capsys.readouterr().out
+    stored = json.loads((finished.results / cost.FILE).read_text())
+    a, b = stored["methods"]["a"], stored["methods"]["b"]
+    model = Trainer.build_model(load_config("ContextScenes/scnet_R_18_FPN_160px.yaml", *FC16))
+    assert a["parameters"] == a["trained"] == sum(p.numel() for p in model.parameters())
+    assert b["trained"] < b["parameters"] < a["parameters"]
+    assert "cost, 96 x 64 px" in printed
+    assert "1.00" in printed.splitlines()[-1]
+    folder = finished.path.parent
+    evidence.main(["--results", str(folder), "--images", str(folder / "images")])
+    assert printed.strip() in capsys.readouterr().out
