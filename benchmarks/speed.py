@@ -30,6 +30,7 @@ from torch import nn
 from tqdm import tqdm
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "COCO-MultiLabel"
+LITE = str(CONFIGS.parent / "VOC-MultiLabel" / "scnet_EfficientNet_Lite0_FPN_256px.yaml")
 # Backbone -> SCNet's config, and that of Detectron2's Faster R-CNN.
 BACKBONES = {
     "R-50": (
@@ -40,6 +41,7 @@ BACKBONES = {
         str(CONFIGS / "scnet_X_101_32x8d_FPN_paper.yaml"),
         get_config_file("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml"),
     ),
+    "Lite0": (LITE, LITE),  # there is no Faster R-CNN of it
 }
 
 
@@ -57,6 +59,7 @@ class Setup(NamedTuple):
     compile: bool = False
     steps: tuple[str, ...] = ()  # single steps of it
     amp: bool = False  # mixed precision: on a GPU, and in training
+    layout: torch.memory_format = torch.channels_last  # of a training step
     threads: int = 2
     clock: str = "wall"
 

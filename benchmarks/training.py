@@ -6,6 +6,11 @@ random weights, see the same image with the same objects and run in turn, each i
 own.
 
     python benchmarks/training.py --backbone X-101
+
+With EfficientNet-Lite0, the recipe for photographs on a CPU is taken apart: it begins with the
+whole pyramid and a network that is trained, as Detectron2's configs have them.
+
+    python benchmarks/training.py --backbone Lite0 --size 256 --batch 8
 """
 
 from __future__ import annotations
@@ -36,6 +41,15 @@ from torch import nn
 SAMPLED = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"
 SMALL_STEPS = ("SOLVER.BASE_LR", 1e-6)  # random weights diverge at the recipes' rate
 OBJECTS = 7  # in an image, as in COCO
+PYRAMID = (
+    "MODEL.TIMM.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"],
+    "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]],
+)  # fmt: skip
+TRAINED = ("MODEL.TIMM.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
+STEM_FROZEN = ("MODEL.TIMM.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2)
 
 
 def prepare(setup: Setup):
@@ -43,7 +57,7 @@ def prepare(setup: Setup):
     cfg = load_config(setup)
     objects = make_objects(setup.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     inputs = [{"image": load_image(setup), "instances": objects}] * setup.batch
-    model = load_model(setup, inputs).train()
+    model = load_model(setup, inputs).train().to(memory_format=setup.layout)
     optimizer = Trainer.build_optimizer(cfg, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = setup.amp and device == "cuda"  # on a CPU the model itself runs in bfloat16
@@ -104,6 +118,21 @@ def models(base: Setup) -> list[Setup]:
     return [*setups, *(s._replace(name=f"{s.name}, AMP", **mixed) for s in (stock, setups[-1]))]
 
 
+def parts_of_lite(base: Setup) -> list[Setup]:
+    """The training step of EfficientNet-Lite0 without what makes it fast, which then comes in."""
+    opts = (*SMALL_STEPS, *base.opts)
+    naive = base._replace(
+        name="naive", layout=torch.contiguous_format, opts=(*opts, *PYRAMID, *TRAINED)
+    )
+    return [
+        naive,
+        naive._replace(name="... without P2", opts=(*opts, *TRAINED)),
+        base._replace(name="... channels last", opts=(*opts, *TRAINED)),
+        base._replace(name="... batch norm, res2 frozen", opts=(*opts, *STEM_FROZEN)),
+        base._replace(name="... as shipped: all frozen", opts=opts),
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(
@@ -112,13 +141,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="operations instead of models")
     add_arguments(parser)
     args = parser.parse_args(arguments)
-    setups = models(base_setup(args))
+    lite = args.backbone == "Lite0"
+    setups = (parts_of_lite if lite else models)(base_setup(args))
     if args.profile:
         print(to_text({"profile": profile(setups[:3], prepare)}, args))
         return
     with progress_bar([setups], args) as progress:
         results = measure(setups, prepare, args.repeats, progress)
     rows = [row(s, r, results[0]) for s, r in zip(setups, results)]
+    if lite:
+        rows = [{key.replace("stock", "naive"): x for key, x in r.items()} for r in rows]
     print(to_text({"training step": rows}, args))
 
 
