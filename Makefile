@@ -18,12 +18,16 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
+	$(PY) demo/photographs.py $(DEMO_DIR)/photographs
+	$(PY) demo/demo.py --model scnet_lite_voc --input $(DEMO_DIR)/photographs \
+		--output $(DEMO_DIR)/labelled_photographs
 	$(PY) train_net.py --config-file configs/ContextScenes/scnet_EfficientNet_Lite0_FPN_160px.yaml OUTPUT_DIR $(DEMO_DIR)
 	$(PY) demo/demo.py --config-file $(DEMO_DIR)/config.yaml --output $(DEMO_DIR)/pictures \
 		--input "$${DETECTRON2_DATASETS:-datasets}/context_scenes/images/test/*[05]0.png" \
 		--opts MODEL.WEIGHTS $(DEMO_DIR)/model_final.pth > $(DEMO_DIR)/labels.log
 	@echo "log, checkpoints, metrics.json and TensorBoard events: $(DEMO_DIR)"
-	@echo "pictures and labels.jsonl: $(DEMO_DIR)/pictures"
+	@echo "pictures and labels.jsonl of photographs: $(DEMO_DIR)/labelled_photographs"
+	@echo "... of generated scenes: $(DEMO_DIR)/pictures"
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -rfEs

@@ -1,13 +1,21 @@
-"""Photographs of the demo: their files, and that the package states the licences that we state."""
+"""Photographs of the demo: their files, their licences, and what the shipped model says of them."""
 
 import ast
+import csv
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
+from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import read_image
+from scnet_d2.inference import SCNetPredictor
+from scnet_d2.modeling.test_time_augmentation import build_tta
+from scnet_d2.tagging import program
 
 import photographs
 import pytest
+import torch
+from detectron2.modeling import build_model
 
 import demo
 
@@ -50,3 +58,56 @@ def test_without_scikit_image_the_remedy_is_said(tmp_path, monkeypatch, capsys):
     assert photographs.main([str(tmp_path / "new")]) == 1
     assert "pip install scikit-image" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+# ---- The model that comes with the package ------------------------------------------------------
+
+MODEL = "scnet_lite_voc"
+SHOWN = {"astronaut.png": ["person"], "chelsea.png": ["cat"], "coffee.png": [], "rocket.jpg": []}
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    photographs.copy_photographs(tmp_path / "photographs")
+    return tmp_path / "photographs"
+
+
+@needs_skimage
+def test_the_shipped_model_draws_what_the_photographs_show(copied, tmp_path):
+    output = tmp_path / "pictures"
+    arguments = ["--model", MODEL, "--input", str(copied), "--output", str(output)]
+    assert demo.main(demo.get_parser().parse_args(arguments)) == 0
+    records = map(json.loads, (output / "labels.jsonl").read_text().splitlines())
+    labels = {Path(r["file"]).name: [x["label"] for x in r["labels"]] for r in records}
+    assert labels == SHOWN
+    assert len(list(output.glob("*.png"))) == 4
+
+
+@needs_skimage
+def test_the_shipped_model_tags_and_is_averaged_over_views(copied, tmp_path):
+    table = tmp_path / "labels.csv"
+    assert program.main([str(copied), "--model", MODEL, "--output", str(table)]) == 0
+    tagged = {(Path(r["file"]).name, r["label"]): r["score"] for r in csv.DictReader(table.open())}
+    predictor = SCNetPredictor.from_pretrained(MODEL, "cpu")
+    image = read_image(str(copied / "chelsea.png"), format=predictor.input_format)
+    cat = predictor.class_names.index("cat")
+    scores = {"tagged": float(tagged["chelsea.png", "cat"])}
+    pixels = torch.as_tensor(image.transpose(2, 0, 1).copy())
+    inputs = {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
+    cfg = predictor.cfg.clone()
+    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", (240, 288), "TEST.AUG.MAX_SIZE", 384])
+    with torch.no_grad():
+        (output,) = build_tta(cfg, predictor.model)([inputs])
+    scores["views"] = output["image_scores"][cat].item()
+    assert min(scores.values()) > 0.9, scores
+
+
+def test_training_may_start_from_the_shipped_model():
+    predictor = SCNetPredictor.from_pretrained(MODEL, "cpu")
+    cfg = predictor.cfg.clone()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    model = build_model(cfg)
+    SCNetCheckpointer(model).load(f"scnet://{MODEL}")
+    wanted, found = predictor.model.state_dict(), model.state_dict()
+    left = {name for name, x in found.items() if not torch.equal(x, wanted[name])}
+    assert left == {name for name in found if ".label_score." in name}
