@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What each method of a plan costs: parameters, and time to label an image on this CPU.
+"""What each method of a plan costs: parameters, and processor time to label an image on this CPU.
 
 The models have random weights. They are timed in turn, several rounds of one image each, and the
 median is stored beside the plan's results; evidence.py prints it. Times of one run compare with
@@ -36,16 +36,16 @@ def build(plan: Plan, method: str) -> torch.nn.Module:
 
 @torch.inference_mode()
 def measure(plan: Plan, size: tuple[int, int], rounds: int) -> dict:
-    """Cost of every method: numbers of parameters, and ms for an image of a size (H, W)."""
+    """Cost of every method: numbers of parameters, and CPU ms for an image of a size (H, W)."""
     models = {method: build(plan, method) for method in plan.methods}
     height, width = size
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     times = {method: [] for method in models}
     for _ in tqdm(range(rounds + 1), unit="round"):  # the first one warms up
         for method, model in models.items():
-            start = time.perf_counter()
+            start = time.process_time()
             model([{"image": image, "height": height, "width": width}])
-            times[method].append(1000 * (time.perf_counter() - start))
+            times[method].append(1000 * (time.process_time() - start))
     costs = {}
     for method, model in models.items():
         parameters = list(model.parameters())
@@ -66,7 +66,7 @@ def table(plan: Plan, cost: dict) -> str:
          f"{x['ms'] / reference:.2f}"]
         for name, x in methods.items()
     ]  # fmt: skip
-    headers = ["", "million parameters", "trained", "ms an image", f"/ {plan.reference}"]
+    headers = ["", "million parameters", "trained", "CPU ms an image", f"/ {plan.reference}"]
     height, width = cost["size"]
     text = tabulate(rows, headers, disable_numparse=True)
     return f"cost, {width} x {height} px, threads: {cost['threads']}\n{text}"
