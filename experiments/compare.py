@@ -66,6 +66,7 @@ class Plan:
         opts: config keys of all cells.
         groups: metric -> classes over which it is the mean AP, null for all; the first one leads.
         reference: method that the others are compared with.
+        also: further such methods, one table for each.
         xlabel: what the data sets' x is.
         trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
             same method and seed, which --work still has, are evaluated.
@@ -84,6 +85,7 @@ class Plan:
     xlabel: str = ""
     trained: str = ""
     sizes: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def results(self) -> Path:
@@ -116,15 +118,16 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts", "xlabel", "trained", "sizes"}
+    required = known - {"opts", "xlabel", "trained", "sizes", "also"}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(
             f"{path}: missing keys {sorted(required - keys)}, unknown keys "
             f"{sorted(map(str, keys - known))}; {REMEDY}"
         )
-    if contents["reference"] not in contents["methods"]:
-        raise ValueError(f"{path}: reference '{contents['reference']}' is not one of its methods")
+    for reference in (contents["reference"], *contents.get("also", ())):
+        if reference not in contents["methods"]:
+            raise ValueError(f"{path}: reference '{reference}' is not one of its methods")
     return Plan(path, **contents)
 
 

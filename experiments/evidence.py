@@ -118,8 +118,8 @@ def _t_interval(values: np.ndarray) -> tuple[float, float] | None:
 # ---- Tables -------------------------------------------------------------------------------------
 
 
-def table(comparison: Comparison) -> str:
-    """Mean ± sd over the seeds of every method, and its difference to the plan's reference."""
+def table(comparison: Comparison, reference: str) -> str:
+    """Mean ± sd over the seeds of every method, and its difference to one of them."""
     plan, (lead, *_) = comparison.plan, comparison.plan.groups
     rows = []
     for method in comparison.methods:
@@ -127,13 +127,23 @@ def table(comparison: Comparison) -> str:
             occlusion_test.mean_sd(comparison.values(method, group), ".2f") for group in plan.groups
         ]
         difference = None
-        if method != plan.reference:
-            difference = comparison.difference(method, plan.reference, lead)
+        if method != reference and reference in comparison.methods:
+            difference = comparison.difference(method, reference, lead)
         cells = str(difference).split(" | ") if difference else [""] * 3
         rows.append([method, len(comparison.seeds[method]), *values, *cells])
-    headers = ["", "seeds", *plan.groups, f"- {plan.reference}", "images 95 %", "seeds 95 %"]
+    headers = ["", "seeds", *plan.groups, f"- {reference}", "images 95 %", "seeds 95 %"]
     text = tabulate(rows, headers, disable_numparse=True)
     return "\n".join([f"{comparison.dataset}", text, *bounds(comparison)])
+
+
+def tables(comparison: Comparison) -> Iterator[str]:
+    """What is printed of a comparison."""
+    plan = comparison.plan
+    for reference in (plan.reference, *plan.also):
+        yield table(comparison, reference)
+    if plan.sizes:
+        yield by_class(comparison)
+        yield by_object_size(comparison, plan.path.parent / plan.sizes)
 
 
 def bounds(comparison: Comparison) -> Iterator[str]:
@@ -375,10 +385,8 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         print(f"\n{'=' * 100}\n{plan.title}   ({path.name})\n")
         for comparison in comparisons:
-            print(table(comparison), end="\n\n")
-            if plan.sizes:
-                print(by_class(comparison), end="\n\n")
-                print(by_object_size(comparison, args.results / plan.sizes), end="\n\n")
+            for text in tables(comparison):
+                print(text, end="\n\n")
             evidence.setdefault(comparison.dataset, {}).update(
                 {
                     method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}

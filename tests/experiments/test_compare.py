@@ -103,6 +103,7 @@ def test_shipped_plans_can_be_read_and_set_known_keys():
     [
         ({"method": {}}, r"unknown keys \['method'\]"),
         ({"reference": "c"}, "reference 'c' is not one of its methods"),
+        ({"also": ["d"]}, "reference 'd' is not one of its methods"),
     ],
 )
 def test_plan_with_a_wrong_key_is_refused(tmp_path, changes, message):
