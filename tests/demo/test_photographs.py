@@ -65,12 +65,6 @@ MODEL = "scnet_lite_voc"
 SHOWN = {"astronaut.png": ["person"], "chelsea.png": ["cat"], "coffee.png": [], "rocket.jpg": []}
 
 
-@pytest.fixture
-def copied(tmp_path) -> Path:
-    photographs.copy_photographs(tmp_path / "photographs")
-    return tmp_path / "photographs"
-
-
 @needs_skimage
 def test_the_shipped_model_tags_what_the_photographs_show_and_is_averaged_over_views(tmp_path):
     copied, lines = tmp_path / "photographs", tmp_path / "labels.jsonl"
