@@ -139,7 +139,8 @@ def table(comparison: Comparison, reference: str) -> str:
 def tables(comparison: Comparison) -> Iterator[str]:
     """What is printed of a comparison."""
     plan = comparison.plan
-    for reference in (plan.reference, *plan.also):
+    also = [method for method in plan.also if method in comparison.methods]
+    for reference in (plan.reference, *also):
         yield table(comparison, reference)
     if plan.sizes:
         yield by_class(comparison)
