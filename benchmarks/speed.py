@@ -41,7 +41,7 @@ BACKBONES = {
         str(CONFIGS / "scnet_X_101_32x8d_FPN_paper.yaml"),
         get_config_file("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml"),
     ),
-    "Lite0": (LITE, LITE),  # there is no Faster R-CNN of it
+    "Lite0": (LITE, None),
 }
 
 
@@ -59,7 +59,7 @@ class Setup(NamedTuple):
     compile: bool = False
     steps: tuple[str, ...] = ()  # single steps of it
     amp: bool = False  # mixed precision: on a GPU, and in training
-    layout: torch.memory_format = torch.channels_last  # of a training step
+    layout: torch.memory_format | None = None  # of a training step; None: as `Trainer` has it
     threads: int = 2
     clock: str = "wall"
 
@@ -295,9 +295,10 @@ def base_setup(args: argparse.Namespace) -> Setup:
     )  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that both benchmarks have."""
-    parser.add_argument("--backbone", choices=BACKBONES, default="R-50")
+def add_arguments(parser: argparse.ArgumentParser, *alone: str) -> None:
+    """Arguments that both benchmarks have; `alone` are backbones without a Faster R-CNN."""
+    backbones = [name for name, (_, stock) in BACKBONES.items() if stock or name in alone]
+    parser.add_argument("--backbone", choices=backbones, default="R-50")
     parser.add_argument("--size", type=int, default=512, help="side of the square image in pixels")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--image", default="", help="a photograph (default: noise and shapes)")

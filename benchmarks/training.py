@@ -57,7 +57,9 @@ def prepare(setup: Setup):
     cfg = load_config(setup)
     objects = make_objects(setup.size, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     inputs = [{"image": load_image(setup), "instances": objects}] * setup.batch
-    model = load_model(setup, inputs).train().to(memory_format=setup.layout)
+    model = load_model(setup, inputs).train()
+    if setup.layout:
+        model.to(memory_format=setup.layout)
     optimizer = Trainer.build_optimizer(cfg, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = setup.amp and device == "cuda"  # on a CPU the model itself runs in bfloat16
@@ -139,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", action="store_true", help="operations instead of models")
-    add_arguments(parser)
+    add_arguments(parser, "Lite0")
     args = parser.parse_args(arguments)
     lite = args.backbone == "Lite0"
     setups = (parts_of_lite if lite else models)(base_setup(args))

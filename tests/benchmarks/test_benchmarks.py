@@ -81,6 +81,8 @@ def test_the_step_of_efficientnet_lite_is_measured_part_by_part(capsys, monkeypa
     assert "p2" in speed.load_config(naive).MODEL.RPN.IN_FEATURES
     assert "p2" not in speed.load_config(shipped).MODEL.RPN.IN_FEATURES
     assert speed.load_config(shipped).MODEL.BACKBONE.FREEZE_AT == 5
+    with pytest.raises(SystemExit):  # there is no Faster R-CNN to run it beside
+        inference.main(["--backbone", "Lite0", *TINY])
 
 
 def test_what_is_timed_as_a_training_step_changes_the_weights(monkeypatch):
