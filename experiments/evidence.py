@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
-SIZES = {"small": (0, 0.05), "medium": (0.05, 0.25), "large": (0.25, 1.01)}  # share of the image
+SIZES = ((0, 0.05), (0.05, 0.25), (0.25, 1.01))  # of an object / of the image
 REPLICATES = 1000
 
 
@@ -127,7 +127,7 @@ def table(comparison: Comparison, reference: str) -> str:
             occlusion_test.mean_sd(comparison.values(method, group), ".2f") for group in plan.groups
         ]
         difference = None
-        if method != reference and reference in comparison.methods:
+        if method != reference:
             difference = comparison.difference(method, reference, lead)
         cells = str(difference).split(" | ") if difference else [""] * 3
         rows.append([method, len(comparison.seeds[method]), *values, *cells])
@@ -173,7 +173,7 @@ def by_object_size(comparison: Comparison, sizes: Path) -> str:
     with np.load(sizes, allow_pickle=False) as arrays:
         names = arrays["class_names"].tolist()
         share = arrays["share"][:, [names.index(c) for c in classes or names]]  # (N, C)
-    outs = [(share > 0) & ~((share >= low) & (share < high)) for low, high in SIZES.values()]
+    outs = [(share > 0) & ~((share >= low) & (share < high)) for low, high in SIZES]
     rows = []
     for method in comparison.methods:
         row = [method]
@@ -184,7 +184,7 @@ def by_object_size(comparison: Comparison, sizes: Path) -> str:
                 aps.append(multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out)["mAP"])
             row.append(occlusion_test.mean_sd(aps, ".2f"))
         rows.append(row)
-    headers = [f"{low:.0%} to {min(high, 1):.0%}" for low, high in SIZES.values()]
+    headers = [f"{low:.0%} to {min(high, 1):.0%}" for low, high in SIZES]
     return tabulate(rows, ["largest object / image", *headers], disable_numparse=True)
 
 
