@@ -89,11 +89,11 @@ def _holds_run(folder: str) -> bool:
     return any(name in _OF_A_RUN or name.endswith(_WEIGHTS) for name in names)
 
 
-def main(args):
+def main(args, trainer_class: type[Trainer] = Trainer):
     """Train, or evaluate with --eval-only; config.yaml is written when all checks have passed."""
     cfg = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
+        trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=args.resume)
         _write_config(cfg, args)
         return trainer.train()
@@ -102,12 +102,12 @@ def main(args):
         raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
     check_num_classes(cfg, eval_only=True)
     check_evaluation_data(cfg, eval_only=True)
-    model = Trainer.build_model(cfg)
+    model = trainer_class.build_model(cfg)
     names = cfg.DATASETS.CLASS_NAMES
     checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True, class_names=names)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     _write_config(cfg, args)
-    return Trainer.test(cfg, model)
+    return trainer_class.test(cfg, model)
 
 
 def argument_parser():
