@@ -26,7 +26,8 @@ def test_kept_features_are_equal_and_computed_once(tmp_path, images):
     for kept in (0, 1):
         model = _model(*ALL_FROZEN)
         calls = []
-        model.backbone.bottom_up.stem.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        stem = model.backbone.bottom_up.stem
+        stem.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         assert keep_features(model, tmp_path)
         found = model.backbone(images)
         assert len(calls) == 1 - kept
