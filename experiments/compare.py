@@ -68,6 +68,7 @@ class Plan:
         groups: metric -> classes over which it is the mean AP, null for all; the first one leads.
         reference: method that the others are compared with.
         also: further such methods, one table for each.
+        published: method -> what its authors published; for a table of all metrics and the cost.
         xlabel: what the data sets' x is.
         trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
             same method and seed, which --work still has, are evaluated.
@@ -87,11 +88,16 @@ class Plan:
     trained: str = ""
     sizes: str = ""
     also: tuple[str, ...] = ()
+    published: dict[str, str] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
         """Folder of the results."""
         return self.path.with_suffix("")
+
+    def config_of(self, method: str) -> str:
+        """Config file of a method, relative to the repository."""
+        return self.config.format(method=method)
 
     def cells(self) -> Iterator[Cell]:
         """All cells; the seeds come last, so that an early stop leaves every method with some."""
@@ -119,7 +125,7 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts", "xlabel", "trained", "sizes", "also"}
+    required = known - {"opts", "xlabel", "trained", "sizes", "also", "published"}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(
@@ -196,7 +202,7 @@ def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm, features: Path | Non
     data = prepare(cell.dataset, dataset, work / "data")
     opts = {**plan.opts, **dataset.get("opts", {}), **plan.methods[cell.method]}
     opts |= {"SEED": cell.seed, "OUTPUT_DIR": folder}
-    config = plan.config.format(method=cell.method)
+    config = plan.config_of(cell.method)
     program = ["train_net.py"]
     if features is not None:
         program = ["-m", "experiments.frozen_features", "--keep-features", str(features.resolve())]

@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
 SIZES = ((0, 0.05), (0.05, 0.25), (0.25, 1.01))  # of an object / of the image
 REPLICATES = 1000
+METRICS = ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
 class Scores(NamedTuple):
@@ -142,9 +143,32 @@ def tables(comparison: Comparison) -> Iterator[str]:
     also = [method for method in plan.also if method in comparison.methods]
     for reference in (plan.reference, *also):
         yield table(comparison, reference)
+    if plan.published:
+        yield all_metrics(comparison)
     if plan.sizes:
         yield by_class(comparison)
         yield by_object_size(comparison, plan.path.parent / plan.sizes)
+
+
+def all_metrics(comparison: Comparison) -> str:
+    """Metrics at a score of 0.5 over the lead group's classes, mean over the seeds; and cost."""
+    plan, (classes, *_) = comparison.plan, comparison.plan.groups.values()
+    stored = plan.results / cost.FILE
+    costs = json.loads(stored.read_text())["methods"] if stored.exists() else {}
+    rows = []
+    for method in comparison.methods:
+        seeds = [
+            multilabel_metrics(*comparison.scores(method, s, classes))
+            for s in comparison.seeds[method]
+        ]
+        means = [f"{np.mean([x[name] for x in seeds]):.1f}" for name in METRICS]
+        cpu = [""] * 3
+        if x := costs.get(method):
+            cpu = [f"{x['trained'] / 1e6:.2f}", f"{x['ms']:.0f}", f"{x['step_ms'] / 1000:.2f}"]
+        rows.append([method, *means, *cpu, plan.published.get(method, "")])
+    headers = ["", *METRICS, "M", "ms", "s", "published: COCO/VOC"]
+    note = "M: million trained parameters; ms: CPU time of an image; s: of a training step"
+    return f"{tabulate(rows, headers, disable_numparse=True)}\n{note}"
 
 
 def bounds(comparison: Comparison) -> Iterator[str]:

@@ -91,11 +91,11 @@ def test_shipped_plans_can_be_read_and_set_known_keys():
     assert len(plans) >= 5
     for path in plans:
         plan = compare.read_plan(path)
-        cfg = load_config(plan.config.removeprefix("configs/"))
         for dataset in plan.datasets.values():
-            for opts in plan.methods.values():
+            for method, opts in plan.methods.items():
                 merged = {**plan.opts, **dataset.get("opts", {}), **opts}
-                cfg.clone().merge_from_list([str(x) for item in merged.items() for x in item])
+                keys = [str(x) for item in merged.items() for x in item]
+                load_config(plan.config_of(method).removeprefix("configs/"), *keys)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +287,7 @@ def test_a_frozen_backbone_and_one_branch_less_cost_less_and_evidence_prints_it(
     assert b["trained"] < b["parameters"] < a["parameters"]
     assert "cost, 96 x 64 px" in printed
     assert "1.00" in printed.splitlines()[-1]
+    assert b["step_ms"] < a["step_ms"]
     folder = finished.path.parent
     evidence.main(["--results", str(folder), "--images", str(folder / "images")])
     assert printed.strip() in capsys.readouterr().out
