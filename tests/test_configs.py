@@ -75,7 +75,9 @@ def test_every_label_head_has_a_config_to_compare_it_with():
     compared = [load_config(name) for name in SHIPPED if "/compared/" in name]
     heads = {cfg.MODEL.IMAGE_LABELER.HEAD for cfg in compared}
     assert heads == {name for name, _ in LABEL_HEAD_REGISTRY}
-    assert len({cfg.SOLVER.dump() for cfg in compared}) == 1  # one recipe for all
+    for cfg in compared:
+        del cfg.SOLVER["BASE_LR"]
+    assert len({cfg.SOLVER.dump() for cfg in compared}) == 1  # one recipe but for the rate
 
 
 @pytest.mark.parametrize("name", SHIPPED)
