@@ -344,7 +344,9 @@ def _add_image_level_config(cfg: CN) -> None:
     # A third label predictor that sees the image as a whole, the widest context.
     cfg.MODEL.SCNET.IMAGE = CN()
     cfg.MODEL.SCNET.IMAGE.ENABLED = False
-    # Feature map that it pools, see MODEL.FPN.STAGES, and how: average or max.
+    # A name in LABEL_HEAD_REGISTRY; loss and options as in MODEL.IMAGE_LABELER.
+    cfg.MODEL.SCNET.IMAGE.HEAD = "GlobalPool"
+    # Feature map that it reads, see MODEL.FPN.STAGES, and how GlobalPool pools it: average or max.
     cfg.MODEL.SCNET.IMAGE.IN_FEATURE = "res5"
     cfg.MODEL.SCNET.IMAGE.POOLING = "average"
     # Weight of its logit in the image's; that of the aggregated boxes has the rest.
@@ -388,12 +390,14 @@ LABEL_HEAD_OPTIONS = {
     },
     "DECOUPLENET": {"DIM": 512, "NUM_HEADS": 8},
     "DELTA": {"DIM": 512, "SHARPNESS": 5.0},
+    "FEVLV": {"DIM": 64, "NUM_COMPONENTS": 8},
     "KSSNET": {"STATISTICS_WEIGHT": 0.5, "THRESHOLD": 0.03, "NEIGHBOURS": 0.4, "DROPOUT": 0.5},
     "MLDECODER": {
         "DIM": 768, "NUM_HEADS": 8, "FFN_DIM": 2048, "NUM_QUERIES": 100, "DROPOUT": 0.1,
     },
     "MLGCN": {"HIDDEN_DIM": 1024, "THRESHOLD": 0.4, "NEIGHBOURS": 0.2, "BIAS": False},
     "MSCMA": {"DIM": 256, "FINE_FEATURE": "res4"},
+    "PRONET": {"NUM_BOXES": 3, "WINDOW": 4, "SIZE": 192, "SMALL": 0.7, "SHARPNESS": 5.0},
     "QUERY2LABEL": {
         "DIM": 2048, "NUM_HEADS": 4, "FFN_DIM": 8192, "NUM_ENCODER_LAYERS": 1,
         "NUM_DECODER_LAYERS": 2, "DROPOUT": 0.1,

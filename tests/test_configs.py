@@ -74,6 +74,7 @@ def needs_context(model):
 def test_every_label_head_has_a_config_to_compare_it_with():
     compared = [load_config(name) for name in SHIPPED if "/compared/" in name]
     heads = {cfg.MODEL.IMAGE_LABELER.HEAD for cfg in compared}
+    heads |= {cfg.MODEL.SCNET.IMAGE.HEAD for cfg in compared}
     assert heads == {name for name, _ in LABEL_HEAD_REGISTRY}
     for cfg in compared:
         del cfg.SOLVER["BASE_LR"]

@@ -16,7 +16,7 @@ from .label_heads import (
     LabelLoss,
     LabelOutput,
 )
-from .label_predictor import ImageLabelPredictor, LabelPredictor
+from .label_predictor import LabelPredictor
 from .meta_arch import ImageLabeler, SCNet
 from .roi_heads import (
     ContextHead,
@@ -33,7 +33,6 @@ __all__ = [
     "LABEL_HEAD_REGISTRY",
     "ContextHead",
     "ImageFeatures",
-    "ImageLabelPredictor",
     "ImageLabeler",
     "LabelAggregator",
     "LabelContext",

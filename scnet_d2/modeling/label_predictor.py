@@ -1,7 +1,6 @@
 """Label predictor: one dense layer of C logits, trained with binary cross-entropy."""
 
 import math
-from operator import attrgetter
 
 import torch
 from detectron2.config import configurable
@@ -126,39 +125,6 @@ class LabelPredictor(nn.Module):
             logits.float(), targets, weight=loss_mask.float(), reduction="sum"
         )
         return loss * (self.loss_weight / num_boxes)
-
-
-class ImageLabelPredictor(LabelPredictor):
-    """A label predictor of the whole image: a feature map, pooled over it."""
-
-    @configurable
-    def __init__(self, input_dim: int, *, in_feature: str, pooling: str = "average", **kwargs):
-        """
-        Args:
-            input_dim: D, channels of the feature map.
-            in_feature: name of the feature map.
-            pooling: "average" or "max".
-            kwargs: of `LabelPredictor`.
-        """
-        super().__init__(input_dim, **kwargs)
-        self.in_feature = in_feature
-        self.pooling = pooling
-
-    @classmethod
-    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], key: str):
-        """`key` is that of the config's part with `IN_FEATURE` and `POOLING`."""
-        part = attrgetter(key)(cfg.MODEL)
-        check_feature(f"MODEL.{key}.IN_FEATURE", part.IN_FEATURE, input_shape)
-        check_pooling(f"MODEL.{key}.POOLING", part.POOLING)
-        dim = input_shape[part.IN_FEATURE].channels
-        return super().from_config(cfg, dim) | {
-            "in_feature": part.IN_FEATURE,
-            "pooling": part.POOLING,
-        }
-
-    def forward(self, features: dict[str, torch.Tensor], images: ImageList) -> torch.Tensor:
-        """Map the features of N images to label logits (N, C)."""
-        return super().forward(pool_images(features[self.in_feature], images, self.pooling))
 
 
 def check_feature(key: str, name: str, input_shape: dict[str, ShapeSpec]) -> None:

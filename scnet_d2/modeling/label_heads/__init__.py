@@ -1,4 +1,4 @@
-"""Label heads of `ImageLabeler`, one file a system; importing this package registers them."""
+"""Label heads of `ImageLabeler` and `SCNet`, one file a system; importing it registers them."""
 
 from .attend_and_imagine import AttendAndImagine
 from .c2ae import C2AE
@@ -10,6 +10,7 @@ from .csra import CSRA
 from .decouple_net import DecoupleNet
 from .delta import DELTA
 from .features import ImageFeatures
+from .fev_lv import FeVLV
 from .global_pool import GlobalPool
 from .head import LABEL_HEAD_REGISTRY, LabelHead, LabelOutput, build_label_head
 from .kssnet import KSSNet
@@ -17,6 +18,7 @@ from .loss import LabelLoss
 from .ml_decoder import MLDecoder
 from .ml_gcn import MLGCN
 from .ms_cma import MSCMA
+from .pronet import ProNet
 from .query2label import Query2Label
 from .rnn_attention import RNNAttention
 from .srn import SRN
@@ -38,6 +40,7 @@ __all__ = [
     "AttendAndImagine",
     "CTran",
     "DecoupleNet",
+    "FeVLV",
     "GlobalPool",
     "ImageFeatures",
     "KSSNet",
@@ -46,6 +49,7 @@ __all__ = [
     "LabelLoss",
     "LabelOutput",
     "MLDecoder",
+    "ProNet",
     "Query2Label",
     "RNNAttention",
     "build_label_head",

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling import Backbone
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList
 from torch.nn import functional as F
 
 from ..label_predictor import image_parts, pool_images
@@ -19,11 +20,15 @@ class ImageFeatures:
         maps: (N, D, H, W) by name, as the backbone gives them.
         images: the images, as the backbone got them.
         backbone: the backbone, for heads that look at an image more than once.
+        boxes: proposals (K) of each image, in SCNet.
+        label_scores: (K, C) of them, in [0, 1].
     """
 
     maps: dict[str, torch.Tensor]
     images: ImageList
     backbone: Backbone | None = None
+    boxes: Sequence[Boxes] | None = None
+    label_scores: Sequence[torch.Tensor] | None = None
 
     @classmethod
     def of(cls, images: ImageList, backbone: Backbone) -> "ImageFeatures":
@@ -54,6 +59,25 @@ class ImageFeatures:
         """A map (N, D, size, size): each image's cells pooled to a grid over the image."""
         pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
         return torch.stack([pool(part, size) for part in image_parts(self.maps[name], self.images)])
+
+    def of_boxes(self, name: str, size: int = 3) -> list[torch.Tensor]:
+        """A map (K, D) at the boxes of each image: the mean of ROIAlign's size x size cells.
+
+        Raises:
+            ValueError: if there are no boxes: of a meta-architecture without proposals.
+        """
+        if self.boxes is None:
+            raise ValueError(
+                "this label head reads boxes: use MODEL.META_ARCHITECTURE SCNet and name it in "
+                "MODEL.SCNET.IMAGE.HEAD"
+            )
+        scale = self.maps[name].shape[-1] / self.images.tensor.shape[-1]
+        align = ROIAlign(size, scale, sampling_ratio=2)
+        parts = image_parts(self.maps[name], self.images)
+        return [
+            align(part[None], F.pad(boxes.tensor, (1, 0))).mean(dim=(2, 3))  # of image 0, itself
+            for part, boxes in zip(parts, self.boxes, strict=True)
+        ]
 
     def unpad(self, name: str, values: torch.Tensor) -> list[torch.Tensor]:
         """Values (N, C, H·W) of the cells of a map as one (C, h, w) for each image."""

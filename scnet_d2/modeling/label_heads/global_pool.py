@@ -1,5 +1,7 @@
 """Global pooling and a linear classifier."""
 
+from operator import attrgetter
+
 from detectron2.config import configurable
 
 from ..label_predictor import check_pooling, label_norm
@@ -26,15 +28,17 @@ class GlobalPool(LabelHead):
             kwargs: of `LabelHead`.
         """
         super().__init__(**kwargs)
-        check_pooling("MODEL.IMAGE_LABELER.POOLING", pooling)
         self.pooling = pooling
         self.norm = label_norm(self.channels, norm)
         self.label_score = self.label_layer(self.channels)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
-        return super().from_config(cfg, input_shape) | {
-            "pooling": cfg.MODEL.IMAGE_LABELER.POOLING,
+    def from_config(cls, cfg, input_shape, key="IMAGE_LABELER"):
+        """`key` is that of the config's part with `IN_FEATURE` and `POOLING`."""
+        pooling = attrgetter(key)(cfg.MODEL).POOLING
+        check_pooling(f"MODEL.{key}.POOLING", pooling)
+        return super().from_config(cfg, input_shape, key) | {
+            "pooling": pooling,
             "norm": cfg.MODEL.SCNET.LABEL.NORM,
         }
 
@@ -43,6 +47,6 @@ class GlobalPool(LabelHead):
         logits = self.label_score(self.norm(features.pooled(self.in_feature, self.pooling)))
         if self.training:
             return LabelOutput(logits)
-        tokens, _ = features.tokens(self.in_feature)
+        tokens = features.maps[self.in_feature].flatten(2).transpose(1, 2)  # (N, L, D)
         maps = features.unpad(self.in_feature, self.label_score(self.norm(tokens)).transpose(1, 2))
         return LabelOutput(logits, class_maps=maps)

@@ -1,5 +1,6 @@
 """What every label head has, and how `ImageLabeler` finds it."""
 
+from operator import attrgetter
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -15,10 +16,11 @@ from .loss import LabelLoss
 
 LABEL_HEAD_REGISTRY = Registry("LABEL_HEAD")
 LABEL_HEAD_REGISTRY.__doc__ = """
-Heads of the meta-architecture `ImageLabeler`, which label an image from its feature maps.
+Heads that label an image from its feature maps: of `ImageLabeler`, and of SCNet's image level.
 
-`MODEL.IMAGE_LABELER.HEAD` names one. It is called with the config and the backbone's output shapes
-and is a `LabelHead`, whose further arguments are the keys `MODEL.IMAGE_LABELER.<HEAD>`.
+`MODEL.IMAGE_LABELER.HEAD` and `MODEL.SCNET.IMAGE.HEAD` name one. It is called with the config, the
+backbone's output shapes and the key of that part of the config. It is a `LabelHead`, whose further
+arguments are the keys `MODEL.IMAGE_LABELER.<HEAD>`.
 """
 
 
@@ -71,7 +73,6 @@ class LabelHead(nn.Module):
             context: what it `needs` of the training set.
         """
         super().__init__()
-        check_feature("MODEL.IMAGE_LABELER.IN_FEATURE", in_feature, input_shape)
         self.input_shape = input_shape
         self.num_classes = num_classes
         self.in_feature = in_feature
@@ -80,13 +81,17 @@ class LabelHead(nn.Module):
         self.context = context
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
-        part = cfg.MODEL.IMAGE_LABELER
-        own = part.get(cls.__name__.upper(), {})
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], key: str = "IMAGE_LABELER"
+    ):
+        """`key` is that of the config's part with `IN_FEATURE`."""
+        in_feature = attrgetter(key)(cfg.MODEL).IN_FEATURE
+        check_feature(f"MODEL.{key}.IN_FEATURE", in_feature, input_shape)
+        own = cfg.MODEL.IMAGE_LABELER.get(cls.__name__.upper(), {})
         return {
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "in_feature": part.IN_FEATURE,
+            "in_feature": in_feature,
             "prior_prob": cfg.MODEL.SCNET.LABEL.PRIOR_PROB,
             "loss": LabelLoss(cfg),
             "context": LabelContext(cfg, "words" in cls.needs) if cls.needs else None,
@@ -160,14 +165,16 @@ class LabelHead(nn.Module):
         raise NotImplementedError
 
 
-def build_label_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> LabelHead:
-    """The head that `MODEL.IMAGE_LABELER.HEAD` names.
+def build_label_head(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], key: str = "IMAGE_LABELER"
+) -> LabelHead:
+    """The head that `MODEL.<key>.HEAD` names.
 
     Raises:
         ValueError: if there is none of this name.
     """
-    name = cfg.MODEL.IMAGE_LABELER.HEAD
+    name = attrgetter(key)(cfg.MODEL).HEAD
     if name not in LABEL_HEAD_REGISTRY:
         known = sorted(name for name, _ in LABEL_HEAD_REGISTRY)
-        raise ValueError(f"MODEL.IMAGE_LABELER.HEAD is '{name}'; choose one of {known}")
-    return LABEL_HEAD_REGISTRY.get(name)(cfg, input_shape)
+        raise ValueError(f"MODEL.{key}.HEAD is '{name}'; choose one of {known}")
+    return LABEL_HEAD_REGISTRY.get(name)(cfg, input_shape, key)

@@ -8,7 +8,8 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from ..aggregation import LabelAggregator
-from ..label_predictor import ImageLabelPredictor, image_label_targets
+from ..label_heads import ImageFeatures, LabelHead, build_label_head
+from ..label_predictor import image_label_targets
 from ..roi_heads import SCNetROIHeads
 from ..roi_heads.context_boxes import best_boxes, scale_boxes
 
@@ -33,7 +34,7 @@ class SCNet(GeneralizedRCNN):
         *,
         roi_heads: SCNetROIHeads,
         aggregator: LabelAggregator,
-        image_predictor: ImageLabelPredictor | None = None,
+        image_predictor: LabelHead | None = None,
         image_predictor_weight: float = 0.5,
         image_loss_weight: float = 0.0,
         image_scores_only: bool = False,
@@ -43,7 +44,8 @@ class SCNet(GeneralizedRCNN):
         Args:
             roi_heads: both branches.
             aggregator: aggregates label scores over boxes.
-            image_predictor: label predictor of the image as a whole, or None.
+            image_predictor: label head of the image as a whole, which may see the boxes too; or
+                None.
             image_predictor_weight: of its logit in the image's, in [0, 1]; that of the aggregated
                 boxes has the rest.
             image_loss_weight: weight of `loss_image_label`, on the aggregated scores of the boxes
@@ -56,6 +58,11 @@ class SCNet(GeneralizedRCNN):
         if not 0 <= image_predictor_weight <= 1:
             raise ValueError(
                 f"MODEL.SCNET.IMAGE.WEIGHT is {image_predictor_weight}; it must be in [0, 1]"
+            )
+        if image_predictor is not None and image_predictor.stages:
+            raise ValueError(
+                f"MODEL.SCNET.IMAGE.HEAD is '{type(image_predictor).__name__}', which changes the "
+                "backbone; use it with MODEL.META_ARCHITECTURE ImageLabeler"
             )
         self.aggregator = aggregator
         self.image_predictor = image_predictor
@@ -75,7 +82,7 @@ class SCNet(GeneralizedRCNN):
         image_predictor = None
         if cfg.MODEL.SCNET.IMAGE.ENABLED:
             shapes = parts["backbone"].output_shape()
-            image_predictor = ImageLabelPredictor(cfg, shapes, "SCNET.IMAGE")
+            image_predictor = build_label_head(cfg, shapes, "SCNET.IMAGE")
         return parts | {
             "aggregator": LabelAggregator(cfg),
             "image_predictor": image_predictor,
@@ -116,11 +123,11 @@ class SCNet(GeneralizedRCNN):
             losses["loss_image_label"] = self._image_loss(box_scores, batched_inputs)
         image_scores = box_scores
         if self.image_predictor is not None:
-            logits = self.image_predictor(features, images)
-            losses["loss_whole_image_label"] = self.image_predictor.loss(
-                logits, *image_label_targets(batched_inputs, logits), len(logits)
-            )
-            image_scores = self._fuse_image(box_scores, logits, sampled)
+            seen = self._image_features(images, features, sampled, sampled)
+            output = self.image_predictor(seen, *image_label_targets(batched_inputs, box_scores))
+            for name, loss in output.losses.items():
+                losses[f"loss_whole_{name.removeprefix('loss_')}"] = loss
+            image_scores = self._fuse_image(box_scores, output.logits, sampled)
         _log_image_scores(image_scores.detach())
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
@@ -165,8 +172,15 @@ class SCNet(GeneralizedRCNN):
         scored = self.roi_heads.score_boxes(images, features, proposals)
         scores = torch.stack([self.aggregator(s.label_scores) for s in scored])
         if self.image_predictor is not None:
-            scores = self._fuse_image(scores, self.image_predictor(features, images), scored)
+            seen = self._image_features(images, features, proposals, scored)
+            scores = self._fuse_image(scores, self.image_predictor(seen).logits, scored)
         return scores, scored
+
+    def _image_features(self, images, features, proposals, scored) -> ImageFeatures:
+        """What the image predictor sees: also the proposals of each image, and their scores."""
+        boxes = [p.proposal_boxes for p in proposals]
+        label_scores = [s.label_scores.detach() for s in scored]
+        return ImageFeatures(features, images, self.backbone, boxes, label_scores)
 
     def _fuse_image(
         self, scores: torch.Tensor, image_logits: torch.Tensor, boxes: list[Instances]

@@ -10,7 +10,18 @@ from scnet_d2.modeling import LABEL_HEAD_REGISTRY, LabelLoss
 import pytest
 import torch
 from conftest import REPO
-from tiny_labeler import HEADS, LABELS, NUM_CLASSES, features, head, labeler, noise, pictures
+from tiny_labeler import (
+    HEADS,
+    LABELS,
+    NUM_CLASSES,
+    OF_IMAGES,
+    ON_BOXES,
+    features,
+    head,
+    labeler,
+    noise,
+    pictures,
+)
 
 NEEDY = [name for name in HEADS if LABEL_HEAD_REGISTRY.get(name).needs]
 SEQUENCES = ("AttendAndImagine", "CNNRNN")  # whose loss is not that of the config
@@ -129,7 +140,7 @@ def test_its_config_has_the_defaults_of_its_class(name):
     assert LABEL_HEAD_OPTIONS.get(name.upper(), {}) == defaults
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_the_model_predicts_scores_and_does_not_look_at_labels(name):
     model = labeler(name).eval()
     images = torch.randint(0, 256, (2, 3, 16, 24))
@@ -144,7 +155,13 @@ def test_the_model_predicts_scores_and_does_not_look_at_labels(name):
         assert a.keys() == b.keys() <= {"image_scores", "class_maps"}
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ON_BOXES)
+def test_a_head_on_boxes_names_the_model_that_has_them(name):
+    with pytest.raises(ValueError, match=r"META_ARCHITECTURE SCNet .* MODEL\.SCNET\.IMAGE\.HEAD"):
+        labeler(name)([{"image": torch.zeros(3, 16, 24), "image_labels": []}])
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_it_trains_in_bfloat16_with_losses_in_float32(name):
     model = labeler(name)
     CPUAutocast(model)

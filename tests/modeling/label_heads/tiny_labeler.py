@@ -1,11 +1,13 @@
 """Small label heads, on feature maps and on images that are made here."""
 
+from dataclasses import replace
+
 from scnet_d2.modeling import LABEL_HEAD_REGISTRY, ImageFeatures, ImageLabeler, LabelContext
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,16 +25,20 @@ SMALL = {
     "CTran": {"num_heads": 2, "ffn_dim": 32, "num_layers": 1, "dropout": 0.0},
     "DELTA": {"dim": 16},
     "DecoupleNet": {"dim": 16, "num_heads": 2},
+    "FeVLV": {"dim": 8, "num_components": 2},
     "KSSNet": {"dropout": 0.0},
     "MLDecoder": {"dim": 16, "num_heads": 2, "ffn_dim": 32, "dropout": 0.0},
     "MLGCN": {"hidden_dim": 16},
     "MSCMA": {"dim": 16},
+    "ProNet": {"window": 1, "size": 8},
     "Query2Label": {"dim": 16, "num_heads": 2, "ffn_dim": 32, "dropout": 0.0},
     "RNNAttention": {"map_dim": 8, "hidden_dim": 32, "crop": 4},
     "SRN": {"dim": 16, "grid": 4},
     "WSLGCN": {"hidden_dim": 16},
 }
 HEADS = sorted(name for name, _ in LABEL_HEAD_REGISTRY)
+ON_BOXES = ("FeVLV",)  # heads of SCNet alone
+OF_IMAGES = [name for name in HEADS if name not in ON_BOXES]
 
 
 def head(name, *, fill=True, num_classes=NUM_CLASSES, **options):
@@ -64,9 +70,13 @@ class PoolBackbone(Backbone):
 
 
 def features(*images):
-    """Feature maps of images (16, H, W), padded to one size."""
-    backbone = PoolBackbone()
-    return ImageFeatures.of(ImageList.from_tensors(list(images), 8), backbone)
+    """Feature maps of images (16, H, W), padded to one size, and boxes of 8 x 8 px, unlabelled."""
+    seen = ImageFeatures.of(ImageList.from_tensors(list(images), 8), PoolBackbone())
+    sizes = [image.shape[1:] for image in images]
+    corners = [torch.cartesian_prod(*(torch.arange(0, s, 8) for s in (w, h))) for h, w in sizes]
+    boxes = [Boxes(torch.cat([c, c + 8], dim=1).float()) for c in corners]
+    scores = [torch.zeros(len(b), NUM_CLASSES) for b in boxes]
+    return replace(seen, boxes=boxes, label_scores=scores)
 
 
 def noise(*sizes, seed=0):
