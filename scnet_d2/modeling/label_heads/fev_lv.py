@@ -14,7 +14,9 @@ EPS = 1e-6
 class FisherVector(nn.Module):
     """What the vectors of a bag say of a mixture of Gaussians: gradients of its log-likelihood.
 
-    Those of the means and of the deviations, after a signed square root, of length 1.
+    Those of the means and of the deviations, after a signed square root. The length is such that
+    squares are 1 in the mean, in the place of 1 in the sum: such as other heads' features, so that
+    both learn at one rate.
 
     Source: Perronnin et al., "Improving the Fisher kernel for large-scale image classification",
     ECCV 2010.
@@ -34,7 +36,8 @@ class FisherVector(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Vector (2·G·D,) of a bag (K, D); all 0 for an empty one."""
         x = self.statistics(x.float())
-        return F.normalize(x.sign() * ((x.abs() + EPS).sqrt() - EPS**0.5), dim=0)
+        x = x.sign() * ((x.abs() + EPS).sqrt() - EPS**0.5)
+        return F.normalize(x, dim=0) * len(x) ** 0.5
 
     def statistics(self, x: torch.Tensor) -> torch.Tensor:
         """The gradients (2·G·D,) themselves."""
