@@ -31,7 +31,9 @@ class Recorder:
         self.images: list[BranchScores] = []
         self._hook = model.roi_heads.fusion.register_forward_pre_hook(self._record)
 
-    def _record(self, fusion, logits: tuple[torch.Tensor | None, ...]) -> None:
+    def _record(self, fusion, inputs: tuple[dict[str, torch.Tensor], torch.Tensor]) -> None:
+        label_logits, patch_logits = inputs
+        logits = (label_logits.get("object"), label_logits.get("context"), patch_logits)
         scores = (None if x is None else x.float().sigmoid().cpu() for x in logits)
         self.images.append(BranchScores(*scores))
 

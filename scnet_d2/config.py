@@ -309,17 +309,32 @@ def _add_branches_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.CONTEXT.ENABLED = True
     # Sides of a context box / sides of its tight box, before clipping to the image.
     cfg.MODEL.SCNET.CONTEXT.EXPANSION_RATIO = 2.0
+    # Ratios, ascending from 1.0, among which each box chooses by its own features. Empty: all
+    # boxes have the ratio above.
+    cfg.MODEL.SCNET.CONTEXT.RATIOS = []
     # Feature maps that context boxes are pooled from. Empty: those of MODEL.ROI_HEADS.IN_FEATURES.
     cfg.MODEL.SCNET.CONTEXT.IN_FEATURES = []
     # A context box carries the classes of all ground-truth boxes that lie in it at least this far.
     cfg.MODEL.SCNET.CONTEXT.LABEL_COVERAGE = 0.5
+
+    cfg.MODEL.SCNET.RELATION = CN()
+    # True adds the relation branch: each tight box looks at the other boxes of its image.
+    cfg.MODEL.SCNET.RELATION.ENABLED = False
+    # Its weight in the fused score, beside that of AGGREGATION.OBJECT_WEIGHT and its rest.
+    cfg.MODEL.SCNET.RELATION.WEIGHT = 0.5
+    # Relations beside each other, and the length of a query.
+    cfg.MODEL.SCNET.RELATION.NUM_HEADS = 16
+    cfg.MODEL.SCNET.RELATION.KEY_DIM = 64
+    # Boxes of an image that the others look at: those with the highest objectness. 0: none, a
+    # control that has the branch's weights and no relation.
+    cfg.MODEL.SCNET.RELATION.MAX_KEYS = 64
 
     cfg.MODEL.SCNET.LABEL = CN()
     # Score that an untrained label predictor gives: sets the bias of its last layer.
     cfg.MODEL.SCNET.LABEL.PRIOR_PROB = 0.01
     # Normalisation of the features before the last layer: "" or LN. Also of GlobalPool's.
     cfg.MODEL.SCNET.LABEL.NORM = ""
-    # Weight of loss_object_label and of loss_context_label.
+    # Weight of the label loss of each branch.
     cfg.MODEL.SCNET.LABEL.LOSS_WEIGHT = 1.0
 
 
@@ -332,6 +347,9 @@ def _add_image_level_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.AGGREGATION.METHOD = "max"
     # Weight of the object branch in the fused score; the context branch has the rest.
     cfg.MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT = 0.5
+    # Train the weights of the branches, from the config's on: branch, one of each; class, one of
+    # each for each class; "": they stay.
+    cfg.MODEL.SCNET.AGGREGATION.LEARN_WEIGHTS = ""
     # Multiply the fused scores of a box by the confidence that it holds an object.
     cfg.MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE = False
     # Number of boxes that topk_mean averages.

@@ -60,7 +60,7 @@ def test_it_trains_a_step_with_the_losses_of_its_branches_and_predicts(name, dev
         assert output["image_scores"].shape == (num_classes,)
     if cfg.MODEL.META_ARCHITECTURE == "ImageLabeler":
         return
-    for branch in ("object", "context"):
+    for branch in ("object", "context", "relation"):
         enabled = cfg.MODEL.SCNET[branch.upper()].ENABLED
         assert (f"loss_{branch}_label" in losses) == enabled
     assert output["instances"].label_scores.shape[1:] == (num_classes,)

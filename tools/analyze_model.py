@@ -14,6 +14,7 @@ import warnings
 from typing import NamedTuple
 
 from scnet_d2 import load_config
+from scnet_d2.modeling import BRANCH_REGISTRY
 
 import torch
 from detectron2.config import CfgNode
@@ -25,7 +26,7 @@ from fvcore.nn import ActivationCountAnalysis, parameter_count
 from tabulate import tabulate
 from torch import nn
 
-BRANCHES = {"object head": "roi_heads.object_head", "context head": "roi_heads.context_head"}
+BRANCHES = {f"{head.name} head": f"roi_heads.{head.name}_head" for _, head in BRANCH_REGISTRY}
 BOX_HEAD = {"box head (Faster R-CNN)": "roi_heads"}
 HEADS = BRANCHES | BOX_HEAD
 FASTER_RCNN = (

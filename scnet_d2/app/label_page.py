@@ -62,11 +62,12 @@ def list_labels(
     scores = image_scores(output, len(class_names))
     decisions = predicted(scores, thresholds)
     boxes, context = label_boxes(output, len(class_names))
+    ratios = output.get("label_context_ratios", np.full(len(class_names), np.nan))
     return [
         Label(
             c, number, class_names[c], scores[c], thresholds[c], decisions[c],
-            _boxes(number, DrawnBox(number, boxes[c], context[c]), output["instances"], c,
-                   thresholds[c]),
+            _boxes(number, DrawnBox(number, boxes[c], context[c], float(ratios[c])),
+                   output["instances"], c, thresholds[c]),
         )
         for number, c in enumerate(np.argsort(-scores, kind="stable").tolist(), start=1)
     ]  # fmt: skip

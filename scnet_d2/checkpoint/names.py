@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
+from ..modeling import BRANCH_REGISTRY
+
 _BOX_HEAD = re.compile(r"(?:roi_heads\.)?box_head\.(.+)")
 _PREDICTOR = re.compile(r"(?:roi_heads\.box_predictor\.)?(cls_score|bbox_pred)\.(weight|bias)")
-_BRANCHES = ("roi_heads.object_head", "roi_heads.context_head")
-_BRANCH_BOX_HEADS = tuple(f"{branch}.box_head." for branch in _BRANCHES)
+_BRANCHES = tuple(f"{head.name}_head" for _, head in BRANCH_REGISTRY)
+_BRANCH_BOX_HEADS = tuple(f"roi_heads.{branch}.box_head." for branch in _BRANCHES)
 _WHY_LEFT_OUT = (
     (r".*cell_anchors.*", "the config sets these"),
     (
@@ -56,7 +58,7 @@ def match_suffixes(
     Raises:
         ValueError: if a name stands for several tensors of the model.
     """
-    # "box_head.fc1.weight" of a detector would stand for both branches: see convert_detector
+    # "box_head.fc1.weight" of a detector would stand for all branches: see convert_detector
     single = {n: x for n, x in model_state.items() if not n.startswith(_BRANCH_BOX_HEADS)}
     with _only_errors("detectron2.checkpoint.c2_model_loading"):
         renamed = align_and_update_state_dicts(single, state, c2_conversion=caffe2)
@@ -80,7 +82,7 @@ def rename_former(state: dict[str, torch.Tensor], model_state: dict[str, torch.T
 def convert_detector(
     state: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor], init_trunk: bool
 ) -> Conversion:
-    """Move a Faster R-CNN's box head into both branches, in place; other models stay untouched.
+    """Move a Faster R-CNN's box head into the branches, in place; other models stay untouched.
 
     Args:
         state: the file's tensors in Detectron2's naming.
@@ -139,7 +141,7 @@ def part_of(name: str) -> str:
             second.split("_lateral")[0].split("_output")[0], first
         )
     if first == "roi_heads":
-        return _module(name, 3 if second in ("box_predictor", "object_head", "context_head") else 2)
+        return _module(name, 3 if second in ("box_predictor", *_BRANCHES) else 2)
     return first
 
 

@@ -35,6 +35,7 @@ PAIRED_PX = 1.0  # two boxes are the same one if no coordinate differs by more
 _EXAMPLE_SIZE = (224, 320)  # of the traced image; the graph holds for any size
 _MODULES_WITH_LEN = (
     "scnet_d2.modeling.roi_heads.branches",
+    "scnet_d2.modeling.roi_heads.relation",
     "scnet_d2.modeling.roi_heads.scnet_roi_heads",
 )
 

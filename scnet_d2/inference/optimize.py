@@ -24,7 +24,7 @@ def optimize_for_inference(
 ) -> SCNet:
     """Make a trained SCNet faster, in place: it serves inference alone afterwards.
 
-    Batch norm is folded into the convolutions; backbone, RPN head and both box heads compute in
+    Batch norm is folded into the convolutions; backbone, RPN head and the box heads compute in
     `dtype`, the convolutions with channels last where that is faster; on a CPU, ROIAlign runs in as
     many threads as PyTorch. Anchors, boxes, ROIAlign, NMS, label scores and aggregation stay in
     float32.
@@ -132,7 +132,7 @@ def _fold_timm(backbone: TimmBackbone) -> list[str]:
 def compute_in(model: SCNet, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Have nearly all multiplications done in another type, in place.
 
-    They are those of backbone, RPN head and both box heads. What goes into and comes out of these
+    They are those of backbone, RPN head and the box heads. What goes into and comes out of these
     is cast; their output is float32 and contiguous.
 
     Args:
@@ -142,9 +142,8 @@ def compute_in(model: SCNet, dtype: torch.dtype, layout: torch.memory_format) ->
     """
     for part in (model.backbone, model.proposal_generator.rpn_head):
         _compute_part_in(part, dtype, layout)
-    for head in (model.roi_heads.object_head, model.roi_heads.context_head):
-        if head is not None:
-            _compute_part_in(head.box_head, dtype, torch.contiguous_format)
+    for head in model.roi_heads.branches.values():
+        _compute_part_in(head.box_head, dtype, torch.contiguous_format)
 
 
 def _compute_part_in(part: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:

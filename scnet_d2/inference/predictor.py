@@ -187,13 +187,15 @@ def describe_labels(
     Returns:
         Dicts with `label`, `score`, not rounded (see `rounded_scores`), and `box` and
         `context_box` ([x0, y0, x1, y1] in pixels of the original image), see
-        :func:`scnet_d2.evaluation.label_boxes.label_boxes`; None where the label has no box.
+        :func:`scnet_d2.evaluation.label_boxes.label_boxes`; None where the label has no box. Where
+        boxes choose their context, also `context_ratio`, its sides / those of the box.
 
     Raises:
         ValueError: if a score is nan or outside [0, 1].
     """
     scores = image_scores(output, len(class_names))
     boxes, context_boxes = label_boxes(output, len(class_names))
+    ratios = output.get("label_context_ratios")
     order = np.argsort(-scores, kind="stable")
     if thresholds is not None:
         order = order[predicted(scores[order], thresholds[order])]
@@ -204,6 +206,7 @@ def describe_labels(
             "box": _rounded(boxes[c]),
             "context_box": _rounded(context_boxes[c]),
         }
+        | ({} if ratios is None else {"context_ratio": _ratio(ratios[c].item())})
         for c in order[:top_k].tolist()
     ]
 
@@ -211,6 +214,11 @@ def describe_labels(
 def rounded_scores(labels: Sequence[dict]) -> list[dict]:
     """Labels as they are written: scores of `describe_labels` with four digits."""
     return [label | {"score": round(label["score"], 4)} for label in labels]
+
+
+def _ratio(ratio: float) -> float | None:
+    """An expansion ratio in hundredths, or None for nan."""
+    return None if np.isnan(ratio) else round(ratio, 2)
 
 
 def _rounded(box: np.ndarray) -> list[float] | None:

@@ -89,6 +89,8 @@ def _draw_name(axes, label, color, places, shape) -> None:
     places.append((x, y))
     style = {"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none", "alpha": 0.9}
     text = f"{label['label']} {label['score']:.2f}"
+    if label.get("context_ratio"):
+        text += f" (context x {label['context_ratio']:.1f})"
     right = x > 0.75 * shape[1]
     axes.text(
         label["box"][2] if right else x, y, text, fontsize=10, color="black", bbox=style,

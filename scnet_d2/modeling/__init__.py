@@ -19,8 +19,11 @@ from .label_heads import (
 from .label_predictor import LabelPredictor
 from .meta_arch import ImageLabeler, SCNet
 from .roi_heads import (
+    BRANCH_REGISTRY,
+    BranchHead,
     ContextHead,
     ObjectHead,
+    RelationHead,
     SCNetROIHeads,
     ScoreFusion,
     context_label_targets,
@@ -30,7 +33,9 @@ from .roi_heads import (
 
 __all__ = [
     "AGGREGATION_REGISTRY",
+    "BRANCH_REGISTRY",
     "LABEL_HEAD_REGISTRY",
+    "BranchHead",
     "ContextHead",
     "ImageFeatures",
     "ImageLabeler",
@@ -41,6 +46,7 @@ __all__ = [
     "LabelOutput",
     "LabelPredictor",
     "ObjectHead",
+    "RelationHead",
     "SCNet",
     "SCNetROIHeads",
     "ScoreFusion",

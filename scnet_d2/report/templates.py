@@ -26,6 +26,7 @@ class DrawnBox(NamedTuple):
     number: int
     tight: np.ndarray  # (4,)
     context: np.ndarray  # (4,), nan without one
+    ratio: float = math.nan  # of the context box, where the box has chosen it
 
 
 def number(value: float | None, digits: int = 0) -> str:

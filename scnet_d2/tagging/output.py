@@ -287,7 +287,7 @@ def _coco_boxes(image_id: int, record: dict, ids: dict[str, int]) -> Iterator[di
                 "iscrowd": 0,
                 "score": x["score"],
                 "context_bbox": x["context_box"] and _xywh(x["context_box"]),
-            }
+            } | {key: x[key] for key in ("context_ratio",) if key in x}
 
 
 def _xywh(box: list[float]) -> list[float]:

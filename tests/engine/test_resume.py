@@ -34,6 +34,11 @@ TIMM = (
     "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_efficientnet",
     "MODEL.TIMM.NORM", "BN", "MODEL.FPN.OUT_CHANNELS", 32,
 )  # fmt: skip
+# Beyond the slides: they have to go on as well.
+BRANCHES = (
+    "MODEL.SCNET.RELATION.ENABLED", True, "MODEL.SCNET.CONTEXT.RATIOS", [1.0, 3.0],
+    "MODEL.SCNET.AGGREGATION.LEARN_WEIGHTS", "class", "MODEL.SCNET.AGGREGATION.LOSS_WEIGHT", 1.0,
+)  # fmt: skip
 ITERATIONS = 7
 OPTS = (
     "SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.IMS_PER_BATCH", 2,
@@ -58,7 +63,7 @@ def build(scenes, output, *opts, resume=False) -> Trainer:
     for split in ("train", "val"):
         annotations = scenes / "annotations" / f"{split}.json"
         register_coco_multilabel(f"resume_{split}", annotations, scenes / "images" / split)
-    cfg = small_config(*TIMM, *OPTS, "OUTPUT_DIR", str(output), *opts)
+    cfg = small_config(*TIMM, *BRANCHES, *OPTS, "OUTPUT_DIR", str(output), *opts)
     default_setup(cfg, None)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)

@@ -31,6 +31,10 @@ BRANCHES = {
     "context": (
         "MODEL.SCNET.OBJECT.ENABLED", False, "MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True,
     ),
+    "three": (
+        "MODEL.SCNET.RELATION.ENABLED", True, "MODEL.SCNET.CONTEXT.RATIOS", [1.0, 2.5],
+        "MODEL.SCNET.RELATION.MAX_KEYS", 20,
+    ),
 }  # fmt: skip
 SIZES = ((96, 128), (161, 97), (40, 300), (12, 8))  # height, width; 224 x 320 is traced
 
@@ -54,6 +58,8 @@ def randomize(model) -> None:
             torch.nn.init.normal_(parameter)
         elif name.endswith(("label_score.weight", "patch_classifier.weight")):
             torch.nn.init.normal_(parameter, std=0.5)
+        elif ".relation." in name or ".expansion." in name:
+            torch.nn.init.normal_(parameter, std=0.2)
         elif name.endswith("location_regressor.weight"):
             torch.nn.init.normal_(parameter, std=0.1)
 

@@ -118,9 +118,16 @@ def test_real_photographs_score_alike(dtype, real_data_root):
     assert_scores_stay(like_trained(build_model(cfg).eval(), inputs), inputs, dtype)
 
 
-@pytest.mark.parametrize("off", ["OBJECT", "CONTEXT"])
-def test_a_model_of_one_branch_is_optimised(off):
-    cfg = small_config(f"MODEL.SCNET.{off}.ENABLED", False)
+THREE = ("MODEL.SCNET.RELATION.ENABLED", True, "MODEL.SCNET.CONTEXT.RATIOS", [1.0, 2.0])
+SUBSETS = {
+    "context": ("MODEL.SCNET.OBJECT.ENABLED", False),
+    "object": ("MODEL.SCNET.CONTEXT.ENABLED", False),
+}
+
+
+@pytest.mark.parametrize("opts", [*SUBSETS.values(), THREE], ids=[*SUBSETS, "three"])
+def test_a_model_of_one_branch_or_three_is_optimised(opts):
+    cfg = small_config(*opts)
     model, inputs = build_model(cfg).eval(), two_images()
     plain = image_scores(model, inputs)
     fast = image_scores(optimize_for_inference(model), inputs)

@@ -109,28 +109,67 @@ def test_an_aggregator_is_copied_and_pickled(method):
         torch.testing.assert_close(copy(SCORES), original(SCORES))
 
 
-def fusion(*opts) -> ScoreFusion:
-    return ScoreFusion(small_config(*opts))
+def fusion(*opts, branches=("object", "context")) -> ScoreFusion:
+    return ScoreFusion(small_config(*opts), list(branches))
+
+
+def named(*logits) -> dict[str, torch.Tensor]:
+    return dict(zip(("object", "context", "relation"), logits))
 
 
 def test_fusion_weighs_the_sigmoids_of_both_branches():
     fuse = fusion("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25)
     # sigmoid(0) = 0.5, sigmoid(ln 3) = 0.75: 0.25 * 0.75 + 0.75 * 0.5 = 0.5625
-    out = fuse(torch.tensor([[math.log(3)]]), torch.zeros(1, 1), torch.zeros(1))
+    out = fuse(named(torch.tensor([[math.log(3)]]), torch.zeros(1, 1)), torch.zeros(1))
     torch.testing.assert_close(out, torch.tensor([[0.5625]]))
 
 
-def test_a_single_branch_is_not_weighed():
-    fuse = fusion("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25)
-    logits = torch.tensor([[math.log(3)]])
-    assert fuse(logits, None, torch.zeros(1)).item() == pytest.approx(0.75)
-    assert fuse(None, logits, torch.zeros(1)).item() == pytest.approx(0.75)
+@pytest.mark.parametrize(("name", "weight"), [("object", 0.0), ("context", 1.0), ("relation", 0.2)])
+def test_a_single_branch_is_not_weighed(name, weight):
+    fuse = fusion("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", weight, branches=[name])
+    logits = {name: torch.tensor([[math.log(3)]])}
+    assert fuse(logits, torch.zeros(1)).item() == pytest.approx(0.75)
+
+
+def test_three_branches_are_weighed_by_their_shares():
+    opts = ("MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT", 0.25, "MODEL.SCNET.RELATION.WEIGHT", 1.0)
+    fuse = fusion(*opts, branches=["object", "context", "relation"])
+    logits = (torch.full((1, 1), x) for x in (math.log(3), 0.0, -math.log(3)))
+    # scores 0.75, 0.5 and 0.25 with weights 0.25, 0.75 and 1 of 2: 0.40625
+    assert fuse(named(*logits), torch.zeros(1)).item() == pytest.approx(0.40625)
+
+
+def test_learned_weights_start_as_the_config_has_them_and_can_differ_between_classes():
+    opts = (
+        "MODEL.SCNET.AGGREGATION.OBJECT_WEIGHT",
+        0.25,
+        "MODEL.SCNET.AGGREGATION.LOSS_WEIGHT",
+        1.0,
+    )
+    fuse = fusion(*opts, "MODEL.SCNET.AGGREGATION.LEARN_WEIGHTS", "class")
+    logits = named(torch.full((1, 14), math.log(3)), torch.zeros(1, 14))
+    out = fuse(logits, torch.zeros(1))
+    torch.testing.assert_close(out, torch.full((1, 14), 0.5625))
+    out[0, 2].backward()
+    # of label 2 alone; the object branch, which is the surer one, gains
+    assert fuse.log_weights.grad.nonzero()[:, 1].tolist() == [2, 2]
+    assert fuse.log_weights.grad[0, 2] > 0 > fuse.log_weights.grad[1, 2]
+    with torch.no_grad():
+        fuse.log_weights[:, 5] += 3  # both weights of a class: their shares stay
+    torch.testing.assert_close(fuse(logits, torch.zeros(1)), out)
+
+
+def test_weights_that_nothing_would_train_are_refused():
+    with pytest.raises(ValueError, match=r"set MODEL\.SCNET\.AGGREGATION\.LOSS_WEIGHT above 0"):
+        fusion("MODEL.SCNET.AGGREGATION.LEARN_WEIGHTS", "branch")
+    with pytest.raises(ValueError, match="above 0 to be learned"):
+        ScoreFusion(weights={"object": 1.0, "context": 0.0}, learned="branch")
 
 
 def test_patch_confidence_multiplies_the_fused_score():
     fuse = fusion("MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True)
     # sigmoid(ln 3) = 0.75, sigmoid(0) = 0.5
-    out = fuse(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([math.log(3), 0.0]))
+    out = fuse(named(torch.zeros(2, 1), torch.zeros(2, 1)), torch.tensor([math.log(3), 0.0]))
     torch.testing.assert_close(out, torch.tensor([[0.375], [0.25]]))
 
 
@@ -220,9 +259,10 @@ def test_fused_scores_lie_between_the_branches_and_confidence_only_lowers(
     logits, weight, patch_logits
 ):
     first, second = torch.tensor(logits)
-    fused = ScoreFusion(object_weight=weight)(first, second, torch.zeros(3))
+    weights, branches = {"object": weight, "context": 1 - weight}, named(first, second)
+    fused = ScoreFusion(weights=weights)(branches, torch.zeros(3))
     bounds = torch.stack([first.sigmoid(), second.sigmoid()])
     assert (fused >= bounds.amin(dim=0) - EPS).all()
     assert (fused <= bounds.amax(dim=0) + EPS).all()
-    confident = ScoreFusion(object_weight=weight, use_patch_confidence=True)
-    assert (confident(first, second, torch.tensor(patch_logits)) <= fused).all()
+    confident = ScoreFusion(weights=weights, use_patch_confidence=True)
+    assert (confident(branches, torch.tensor(patch_logits)) <= fused).all()

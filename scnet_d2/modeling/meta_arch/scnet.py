@@ -11,7 +11,7 @@ from ..aggregation import LabelAggregator
 from ..label_heads import ImageFeatures, LabelHead, build_label_head
 from ..label_predictor import image_label_targets
 from ..roi_heads import SCNetROIHeads
-from ..roi_heads.context_boxes import best_boxes, scale_boxes
+from ..roi_heads.context_boxes import best_boxes, best_ratios, scale_boxes
 
 __all__ = ["SCNet"]
 
@@ -42,7 +42,7 @@ class SCNet(GeneralizedRCNN):
     ):
         """
         Args:
-            roi_heads: both branches.
+            roi_heads: the branches.
             aggregator: aggregates label scores over boxes.
             image_predictor: label head of the image as a whole, which may see the boxes too; or
                 None.
@@ -106,7 +106,9 @@ class SCNet(GeneralizedRCNN):
             `label_context_boxes` (C, 4) XYXY, for each label the box with its highest fused score
             among all scored boxes, and that box's context box (nan where no box was scored); and
             `instances` with `pred_boxes`, `scores`, `pred_classes`, `label_scores` (K, C) and
-            `context_boxes`. With `image_scores_only` there are no `instances`.
+            `context_boxes`. With `image_scores_only` there are no `instances`. Where boxes choose
+            the expansion ratio of their context box, `instances` also have `context_ratios` (K,),
+            and `label_context_ratios` (C,) are those of `label_context_boxes`.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -235,10 +237,11 @@ def _label_boxes(scored: Instances, inputs: dict) -> dict[str, torch.Tensor]:
     height, width = scored.image_size
     size = inputs.get("height", height), inputs.get("width", width)
     boxes, context_boxes = best_boxes(scored)
+    ratios = {"label_context_ratios": best_ratios(scored)} if scored.has("context_ratios") else {}
     return {
         "label_boxes": scale_boxes(boxes, scored.image_size, size),
         "label_context_boxes": scale_boxes(context_boxes, scored.image_size, size),
-    }
+    } | ratios
 
 
 def _log_image_scores(images: torch.Tensor) -> None:

@@ -5,7 +5,9 @@ from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
 from torch.nn import functional as F
 
 
-def expand_boxes(boxes: torch.Tensor, image_size: tuple[int, int], ratio: float) -> torch.Tensor:
+def expand_boxes(
+    boxes: torch.Tensor, image_size: tuple[int, int], ratio: float | torch.Tensor
+) -> torch.Tensor:
     """Expand boxes about their centres and clip them to the image.
 
     Source: slides, "expanded image patches containing both the object and additional contextual
@@ -14,7 +16,7 @@ def expand_boxes(boxes: torch.Tensor, image_size: tuple[int, int], ratio: float)
     Args:
         boxes: (K, 4) boxes in XYXY, absolute pixels.
         image_size: (height, width) of the image in pixels.
-        ratio: side of the expanded box / side of the box, at least 1.
+        ratio: side of the expanded box / side of the box, at least 1; or (K,), one for each.
 
     Returns:
         (K, 4) boxes in XYXY with the same centres and sides × ratio, clipped to the image. Each
@@ -25,7 +27,9 @@ def expand_boxes(boxes: torch.Tensor, image_size: tuple[int, int], ratio: float)
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"expand_boxes takes boxes of shape (K, 4), got {tuple(boxes.shape)}")
-    if not ratio >= 1:
+    if isinstance(ratio, torch.Tensor):
+        ratio = ratio[:, None]  # (K, 1)
+    if not torch.as_tensor(ratio >= 1).all():
         raise ValueError(f"expansion ratio must be at least 1, got {ratio}")
     margin = (boxes[:, 2:] - boxes[:, :2]) * ((ratio - 1) / 2)  # (K, 2)
     expanded = Boxes(torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1))
@@ -86,15 +90,27 @@ def best_boxes(scored: Instances) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         Two (C, 4) tensors, XYXY; nan where there is no finite box with a finite score.
     """
+    best = _best_rows(scored)
+    tight, context = scored.pred_boxes.tensor, scored.context_boxes.tensor
+    return _rows(tight, best), _rows(context, best)
+
+
+def best_ratios(scored: Instances) -> torch.Tensor:
+    """Ratio (C,) of the context boxes of `best_boxes`, of `scored` with `context_ratios` (K,)."""
+    return _rows(scored.context_ratios[:, None], _best_rows(scored))[:, 0]
+
+
+def _best_rows(scored: Instances) -> torch.Tensor:
+    """Of each label the row (C,) of its box; K, one beyond the last, where it has none."""
     scores, boxes = scored.label_scores, scored.pred_boxes.tensor
     usable = boxes.isfinite().all(dim=1, keepdim=True) & scores.isfinite()  # (K, C)
-    # a last row of nan, below all scores and above what cannot be used
-    best = F.pad(scores.where(usable, -1), (0, 0, 0, 1), value=-0.5).argmax(dim=0)  # (C,)
-    tight, context = (
-        F.pad(b, (0, 0, 0, 1), value=float("nan"))[best]
-        for b in (boxes, scored.context_boxes.tensor)
-    )
-    return tight, context
+    # a last row below all scores and above what cannot be used
+    return F.pad(scores.where(usable, -1), (0, 0, 0, 1), value=-0.5).argmax(dim=0)
+
+
+def _rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows (C,) of values (K, D), and nan for row K: (C, D)."""
+    return F.pad(values, (0, 0, 0, 1), value=float("nan"))[rows]
 
 
 def scale_boxes(
