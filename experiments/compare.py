@@ -278,7 +278,7 @@ def store_bounds(plan: Plan, dataset: str, scores: Path, scenes: Path) -> None:
     )
     known = {
         "class prevalence": np.zeros(kept.labels.shape),
-        "context-blind detector": context_blind_scores(train, test),
+        "context-blind detector": context_blind_scores(train, test, classes=kept.class_names),
     }
     bounds = {
         name: {

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from scnet_d2.data.context_scenes import (
     CLASSES,
+    COMPANION_OF,
     CONTEXT_PAIRS,
     SPLITS,
     SURFACE_OF,
@@ -283,6 +284,51 @@ def test_the_apron_of_a_cue_gap_is_grey():
                 spreads.append(np.ptp(np.median(image[ring], axis=0)))
     assert len(spreads) > 15
     assert max(spreads) < 16  # grey levels between the channels
+
+
+@pytest.fixture(scope="module")
+def with_companions():
+    """(class of the object, distance of the nearest companion of each class) of 60 scenes."""
+    config, rows = SceneConfig(companions=1.0, companion_gap=1.0), []
+    for index in range(60):
+        _, contents = render_scene(config, "train", index)
+        for a in contents["annotations"]:
+            if a["name"] in COMPANION_OF:
+                distances = {
+                    b["name"]: distance(a["bbox"], b["bbox"])
+                    for b in contents["annotations"]
+                    if b["name"] in COMPANION_OF.values()
+                }
+                rows.append((a["name"], distances))
+    return rows
+
+
+def distance(box, other):
+    """Larger gap between two boxes [x, y, w, h] over both axes, in sides of the first."""
+    (x, y, w, h), (u, v, s, t) = box, other
+    return max(max(x - u - s, u - x - w) / w, max(y - v - t, v - y - h) / h)
+
+
+def test_the_nearer_companion_tells_the_class_from_beyond_a_context_box(with_companions):
+    assert len(with_companions) > 40
+    for name, distances in with_companions:
+        own = COMPANION_OF[name]
+        assert 1.0 <= distances.pop(own) <= 1.7
+        assert all(d >= 2.4 for d in distances.values())
+
+
+def test_companions_come_alone_and_with_the_other_one_for_both_classes(with_companions):
+    for name in COMPANION_OF:
+        both = [len(distances) == 2 for kind, distances in with_companions if kind == name]
+        assert len(both) > 12
+        assert 0.2 < np.mean(both) < 0.8
+
+
+def test_without_companions_a_set_is_described_as_before_there_were_any():
+    assert not {"companions", "companion_gap"} & SceneConfig().describe().keys()
+    assert SceneConfig(companions=0.5).describe()["companion_gap"] == 1.0
+    assert SceneConfig().classes == CLASSES
+    assert SceneConfig(companions=0.5).classes == (*CLASSES, "trough", "charger")
 
 
 # ---- Bounds and pictures ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from .bounds import context_blind_scores
 from .generator import (
     CLASSES,
+    COMPANION_OF,
     CONTEXT_PAIRS,
     FOLDER,
     SPLITS,
@@ -15,6 +16,7 @@ from .generator import (
 
 __all__ = [
     "CLASSES",
+    "COMPANION_OF",
     "CONTEXT_PAIRS",
     "FOLDER",
     "SPLITS",

@@ -75,6 +75,8 @@ HOMES = {
     "cone": ("asphalt",),
 }
 CLASSES: tuple[str, ...] = (*HOMES, *SURFACE_OF)
+# A further pair, of scenes with companions alone: the class is which of two objects is nearer.
+COMPANION_OF = {"trough": "sheep", "charger": "car"}
 
 # ---- Difficulty: ranges are (low, high), drawn uniformly unless stated --------------------------
 
@@ -118,6 +120,10 @@ class SceneConfig:
             do not belong.
         max_pair_size: most px of a pair object's longer side. A wide cue_gap leaves room for small
             objects alone: sets to be compared over gaps need one small limit.
+        companions: share of the images that hold, in the place of a pair of the surfaces, an object
+            that only another one at a distance tells apart, see `COMPANION_OF`. Half of these
+            images hold the other companion too, farther away.
+        companion_gap: least distance to the companion, in sides of the object.
     """
 
     seed: int = 1
@@ -125,11 +131,20 @@ class SceneConfig:
     cue_gap: float = 0.0
     misplaced: float = 0.05
     max_pair_size: int = DIFFICULTY["pair_size"][1]
+    companions: float = 0.0
+    companion_gap: float = 1.0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the C classes: `CLASSES`, and the pair with companions where there is one."""
+        return (*CLASSES, *COMPANION_OF) if self.companions else CLASSES
 
     def describe(self) -> dict:
         """The JSON `info` block: everything that decides the pixels."""
         info = {"description": "Context Scenes", "version": VERSION, **asdict(self)}
         pair_size = DIFFICULTY["pair_size"][0], info.pop("max_pair_size")
+        if not self.companions:  # such a set is as it was before there were any
+            del info["companions"], info["companion_gap"]
         info["difficulty"] = {**DIFFICULTY, "pair_size": pair_size}
         return json.loads(json.dumps(info))
 
@@ -216,6 +231,7 @@ class _Scene:
     front: np.ndarray
     objects: list[_Object] = field(default_factory=list)
     front_occluders: list[tuple[np.ndarray, int, int]] = field(default_factory=list)
+    neighbours: list[_Object] = field(default_factory=list)  # companions, drawn before the blur
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -350,6 +366,49 @@ def _place_pair_object(
     _fill_box(aprons, _grow(_xyxy(*place, *size), gap))
 
 
+def _place_with_companion(scene: _Scene, gap: float) -> None:
+    """An object on any surface, its companion `gap` sides away, and perhaps the other one farther.
+
+    All that decides the pixels of the object is drawn before its class.
+    """
+    rng = scene.rng
+    size = (w, h) = [round(log_uniform(rng, 12, 22)) for _ in range(2)]
+    pixels = draw_texture(rng, "panes", size, rng.uniform(*DIFFICULTY["blur"]))
+    height, width = scene.shape
+    x, y = int(rng.integers(1, width - w)), int(rng.integers(1, height - h))
+    name, other = rng.permutation(list(COMPANION_OF)).tolist()
+    nearest = _place_neighbour(scene, COMPANION_OF[name], _xyxy(x, y, w, h), gap, gap + 0.7)
+    if nearest and rng.random() < 0.5:
+        _place_neighbour(scene, COMPANION_OF[other], _xyxy(x, y, w, h), gap + 1.4, gap + 3.0)
+    if nearest:
+        surface = scene.surfaces[scene.cells[y + h // 2, x + w // 2]]
+        _add(scene, _Object(name, surface, (x, y, w, h), np.ones((h, w), bool), pixels))
+        _fill_box(scene.front, _xyxy(x, y, w, h))
+    else:
+        scene.neighbours.clear()
+
+
+def _place_neighbour(scene: _Scene, name: str, box: np.ndarray, near: float, far: float) -> bool:
+    """Put a companion between `near` and `far` sides away from a box (4,); False: no room."""
+    rng = scene.rng
+    sprite = draw_sprite(rng, name, rng.uniform(14, 20))
+    h, w = sprite.shape[:2]
+    height, width = scene.shape
+    for _ in range(40):
+        x, y = int(rng.integers(1, max(2, width - w))), int(rng.integers(1, max(2, height - h)))
+        away = np.maximum(box[:2] - [x + w, y + h], [x, y] - box[2:]) / (box[2:] - box[:2])
+        others = [_xyxy(*item.box) for item in scene.neighbours]
+        free = all((b[:2] > [x + w, y + h]).any() or (b[2:] < [x, y]).any() for b in others)
+        if free and near <= away.max() <= far and x + w < width and y + h < height:
+            mask, surface = (
+                sprite[..., 3] > 127,
+                scene.surfaces[scene.cells[y + h // 2, x + w // 2]],
+            )
+            scene.neighbours.append(_Object(name, surface, (x, y, w, h), mask, sprite))
+            return True
+    return False
+
+
 def _add(scene: _Scene, item: _Object) -> None:
     """Append an object, under the front objects and over the others."""
     x, y, w, h = item.box
@@ -440,6 +499,8 @@ def _place_companions(scene: _Scene, image: np.ndarray, misplaced: float) -> Non
     rng, kind = scene.rng, scene.kind
     weights = np.array(list(kind.companions.values()))
     order = rng.choice(list(kind.companions), len(weights), False, weights / weights.sum())
+    if scene.neighbours:  # none that would be another companion
+        order = order[~np.isin(order, list(COMPANION_OF.values()))]
     for name in order[: rng.integers(1, 3, endpoint=True)].tolist():
         stray = rng.random() < misplaced
         cells = [i for i, s in enumerate(scene.surfaces) if (s in HOMES[name]) != stray]
@@ -450,7 +511,7 @@ def _place_companions(scene: _Scene, image: np.ndarray, misplaced: float) -> Non
 
 def _paste_front(scene: _Scene, image: np.ndarray, gap: float) -> None:
     """Lay the aprons, the pair objects and their occluders over the blurred background."""
-    pairs = [item for item in scene.objects if item.name in SURFACE_OF]
+    pairs = [item for item in scene.objects if item.name not in HOMES]
     if gap > 0 and pairs:
         aprons = np.zeros(scene.shape, bool)
         for item in pairs:
@@ -489,10 +550,18 @@ def render_scene(config: SceneConfig, split: str, index: int) -> tuple[np.ndarra
 
 def _compose(scene: _Scene, config: SceneConfig) -> np.ndarray:
     """Fill the scene with objects and draw it, (H, W, 3) float32."""
-    _place_pairs(scene, config.cue_gap, config.max_pair_size)
+    if config.companions and scene.rng.random() < config.companions:
+        _place_with_companion(scene, config.companion_gap)
+    else:
+        _place_pairs(scene, config.cue_gap, config.max_pair_size)
     image = _background(scene)
     _scatter_clutter(scene, image)
+    for item in scene.neighbours:
+        _add(scene, item)
+        _fill_box(scene.front, _xyxy(*item.box))
     _place_companions(scene, image, config.misplaced)
+    for item in scene.neighbours:
+        paste(image, item.pixels, *item.box[:2])
     for item in scene.objects:
         if item.name in HOMES:
             for occluder in _occluder(scene, item):
@@ -640,9 +709,9 @@ def _to_coco(config: SceneConfig, images: Sequence[dict]) -> dict:
     for image in images:
         for a in image.pop("annotations"):
             entry = {"id": len(annotations) + 1, "image_id": image["id"], "iscrowd": 0}
-            entry["category_id"] = CLASSES.index(a.pop("name")) + 1
+            entry["category_id"] = config.classes.index(a.pop("name")) + 1
             annotations.append({**entry, "area": a["bbox"][2] * a["bbox"][3], **a})
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(config.classes, start=1)]
     return {
         "info": config.describe(),
         "images": list(images),
