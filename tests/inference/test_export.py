@@ -58,9 +58,7 @@ def randomize(model) -> None:
             torch.nn.init.normal_(parameter)
         elif name.endswith(("label_score.weight", "patch_classifier.weight")):
             torch.nn.init.normal_(parameter, std=0.5)
-        elif ".relation." in name or ".expansion." in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-        elif name.endswith("location_regressor.weight"):
+        elif re.search(r"\.relation\.|\.expansion\.|location_regressor\.weight$", name):
             torch.nn.init.normal_(parameter, std=0.1)
 
 
@@ -125,7 +123,7 @@ def test_a_traced_model_gives_pytorchs_outputs_at_other_sizes(exported):
         numbers.add(difference.num_boxes)
         assert difference.num_paired == difference.num_boxes == len(expected.boxes) > 5
         assert difference.image_scores <= 1e-4
-        # relation sees places at 100 times their logarithm, and so what is rounded of concentric boxes
+        # relation sees 100 times the logarithm of a distance, and so its rounding where it is small
         related = "relation" in predictor.model.roi_heads.branches
         assert difference.label_scores <= (2e-3 if related else 1e-4)
         assert max(difference.boxes, difference.context_boxes) <= 1e-2
