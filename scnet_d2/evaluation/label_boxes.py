@@ -52,8 +52,9 @@ def evidence_rows(
         thresholds: from which on a label is predicted; one number or (C,).
 
     Returns:
-        (L, 9) float32, the highest score first: class id, box and context box as
-        :func:`label_boxes` gives them, in tenths of a pixel. Labels without a box have no row.
+        (L, 10) float32, the highest score first: class id, box and context box as
+        :func:`label_boxes` gives them, in tenths of a pixel, and the ratio of the context box, nan
+        where the box does not choose it. Labels without a box have no row.
     """
     boxes, context_boxes = label_boxes(output, len(scores))
     order = np.argsort(-scores, kind="stable")
@@ -61,7 +62,10 @@ def evidence_rows(
     kept[order[:LABELS_WITH_BOXES]] = True
     kept &= ~np.isnan(boxes).any(axis=1)
     order = order[kept[order]]
-    rows = np.column_stack([order, boxes[order], context_boxes[order]])
+    ratios = np.full(len(scores), np.nan)
+    if "label_context_ratios" in output:
+        ratios = _numpy(output["label_context_ratios"])
+    rows = np.column_stack([order, boxes[order], context_boxes[order], ratios[order]])
     return rows.astype(np.float32).round(1)  # which compresses well
 
 
@@ -73,9 +77,11 @@ def evidence_arrays(evidence: list[np.ndarray]) -> dict[str, np.ndarray]:
 
     Returns:
         ``evidence_images`` (E,) int32 rows of the scores, ``evidence_classes`` (E,) int32,
-        ``evidence_boxes`` and ``evidence_context_boxes`` (E, 4) float32.
+        ``evidence_boxes`` and ``evidence_context_boxes`` (E, 4) float32; where boxes choose them,
+        ``evidence_context_ratios`` (E,) float32.
     """
-    rows = np.concatenate([*evidence, np.zeros((0, 9), dtype=np.float32)])
+    rows = np.concatenate([*evidence, np.zeros((0, 10), dtype=np.float32)])
+    ratios = {} if np.isnan(rows[:, 9]).all() else {"evidence_context_ratios": rows[:, 9]}
     return {
         "evidence_images": np.repeat(
             np.arange(len(evidence), dtype=np.int32), [len(rows_) for rows_ in evidence]
@@ -83,7 +89,7 @@ def evidence_arrays(evidence: list[np.ndarray]) -> dict[str, np.ndarray]:
         "evidence_classes": rows[:, 0].astype(np.int32),
         "evidence_boxes": rows[:, 1:5],
         "evidence_context_boxes": rows[:, 5:9],
-    }
+    } | ratios
 
 
 def _numpy(values) -> np.ndarray:

@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
     """What is kept of one image."""
 
     scores: np.ndarray  # (C,) float32
-    evidence: np.ndarray  # (L, 9) float32, see evidence_rows
+    evidence: np.ndarray  # (L, 10) float32, see evidence_rows
     unreadable: str  # why the image could not be read, "" where it was
 
 

@@ -86,8 +86,8 @@ class SavedRun(ScoreTable):
     dataset: str = ""
     config: dict[str, Any] = field(default_factory=dict)
 
-    def boxes(self, row: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Tight and context box (4,) of the labels of an image, by class id."""
+    def boxes(self, row: int) -> dict[int, tuple[np.ndarray, np.ndarray, float]]:
+        """Tight and context box (4,) and ratio or nan of an image's labels, by class id."""
         if "evidence_images" not in self.evidence:
             return {}
         places = np.flatnonzero(self.evidence["evidence_images"] == row)
@@ -95,7 +95,9 @@ class SavedRun(ScoreTable):
             self.evidence[f"evidence_{key}"][places]
             for key in ("classes", "boxes", "context_boxes")
         )
-        return {int(c): (t, x) for c, t, x in zip(classes, tight, context)}
+        none = np.full(len(self.evidence["evidence_images"]), np.nan)
+        ratios = self.evidence.get("evidence_context_ratios", none)[places]
+        return {int(c): (t, x, float(r)) for c, t, x, r in zip(classes, tight, context, ratios)}
 
 
 def write_html_report(

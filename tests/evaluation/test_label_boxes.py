@@ -2,6 +2,7 @@
 
 from scnet_d2.evaluation.label_boxes import evidence_arrays, evidence_rows, label_boxes
 from scnet_d2.inference import describe_labels, draw_labels, rounded_scores
+from scnet_d2.tagging.output import _coco_boxes
 
 import numpy as np
 import pytest
@@ -77,11 +78,26 @@ def test_boxes_are_kept_of_the_eight_highest_and_of_every_predicted_label():
     output = {"label_boxes": boxes, "label_context_boxes": boxes + 0.04}
     of_highest = evidence_rows(output, scores, 0.88)  # the first label alone is predicted
     np.testing.assert_array_equal(of_highest[:, 0], [0, 1, 2, 4, 5, 6, 7])
-    np.testing.assert_array_equal(of_highest[-1, 1:], [28, 29, 30, 31] * 2)
+    np.testing.assert_array_equal(of_highest[-1, 1:9], [28, 29, 30, 31] * 2)
     of_predicted = evidence_rows(output, scores, 0.43)
     np.testing.assert_array_equal(of_predicted[:, 0], [0, 1, 2, *range(4, 12)])
-    arrays = evidence_arrays([of_highest, np.zeros((0, 9), np.float32), of_predicted])
+    arrays = evidence_arrays([of_highest, np.zeros((0, 10), np.float32), of_predicted])
     assert arrays["evidence_images"].tolist() == [0] * 7 + [2] * 11
+    assert "evidence_context_ratios" not in arrays
+
+
+def test_ratios_that_boxes_chose_are_kept_and_drawn():
+    box = torch.tensor([[10.0, 10, 50, 50]])
+    output = {"label_boxes": box, "label_context_boxes": box, "image_scores": torch.tensor([0.7])}
+    plain = draw_labels(np.zeros((60, 80, 3), np.uint8), describe_labels(output, ["cat"]))
+    output["label_context_ratios"] = torch.tensor([2.345])
+    arrays = evidence_arrays([evidence_rows(output, np.array([0.7]), 0.5)])
+    np.testing.assert_allclose(arrays["evidence_context_ratios"], [2.3], atol=1e-6)
+    labels = describe_labels(output, ["cat"])
+    assert labels[0]["context_ratio"] == 2.35  # float32 of 2.345 lies above it
+    assert (draw_labels(np.zeros((60, 80, 3), np.uint8), labels) != plain).any()
+    (annotation,) = _coco_boxes(1, {"labels": labels}, {"cat": 1})
+    assert annotation["context_ratio"] == 2.35
 
 
 def test_a_detector_s_labels_are_drawn_without_context_boxes():

@@ -248,6 +248,15 @@ def evidence_of(boxes, contexts):
     }
 
 
+def test_labels_carry_the_ratio_that_their_box_chose(tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (240, 120), "green").save(photo)
+    evidence = evidence_of([[60, 30, 120, 60], [0, 0, 10, 10]], [[30, 15, 150, 75], [0, 0, 9, 9]])
+    evidence["evidence_context_ratios"] = np.array([2.3, np.nan], np.float32)
+    text, _ = page_of(tmp_path / "run", file_names=np.array([str(photo)] * 4), **evidence)
+    assert text.count("context × ") == text.count("context × 2.3") > 0
+
+
 def test_pictures_carry_numbered_boxes_and_lost_images_are_counted(tmp_path):
     photo = tmp_path / "photo.png"
     Image.new("RGB", (240, 120), "green").save(photo)
