@@ -77,9 +77,9 @@ class ObjectRelation(nn.Module):
             for layer, y in ((self.query, x), (self.key, x[keys]), (self.value, x[keys]))
         )  # (H, K or M, D')
         appearance = (q @ k.transpose(1, 2)) / math.sqrt(q.shape[-1])  # (H, K, M)
-        code = _sine_code(relative_geometry(boxes, boxes[keys]).to(x.dtype))
-        geometry = self.geometry(code).relu().clamp(min=1e-6).log().permute(2, 0, 1)  # (H, K, M)
-        logits = (appearance + geometry).float().masked_fill(~seen, -1e4)
+        code = _sine_code(relative_geometry(boxes, boxes[keys]))  # float32: angles are large
+        weight = self.geometry(code).float().relu().clamp(min=1e-6)  # (K, M, H)
+        logits = (appearance.float() + weight.log().permute(2, 0, 1)).masked_fill(~seen, -1e4)
         attention = logits.softmax(dim=2) * seen  # none where nothing is seen
         return x + (attention.to(v.dtype) @ v).transpose(0, 1).flatten(1)
 
