@@ -89,16 +89,16 @@ model = L(SCNet)(
         proposal_matcher=L(Matcher)(
             thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
         ),
-        branches=L(dict)(
-            object=L(ObjectHead)(
+        branches=[
+            L(ObjectHead)(
                 **branch(),
                 box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
                 feature_dim=1024,
                 smooth_l1_beta=1.0,
                 label_iou=0.5,
             ),
-            context=L(ContextHead)(**branch(), label_coverage=0.5),
-        ),
+            L(ContextHead)(**branch(), label_coverage=0.5),
+        ],
         fusion=L(ScoreFusion)(weights={"object": 0.5, "context": 0.5}),
         expansion_ratio=2.0,
         score_thresh=0.05,

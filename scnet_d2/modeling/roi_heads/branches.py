@@ -367,13 +367,13 @@ class ContextHead(BranchHead):
         return context_label_targets(boxes, targets, num_classes, self.label_coverage)
 
 
-def build_branches(cfg, input_shape: dict[str, ShapeSpec]) -> dict[str, BranchHead]:
-    """The branches that the config has switched on, by name, in the order of the registry."""
-    return {
-        head.name: head(cfg, input_shape)
+def build_branches(cfg, input_shape: dict[str, ShapeSpec]) -> list[BranchHead]:
+    """The branches that the config has switched on, in the order of the registry."""
+    return [
+        head(cfg, input_shape)
         for _, head in BRANCH_REGISTRY
         if cfg.MODEL.SCNET[head.name.upper()].ENABLED
-    }
+    ]
 
 
 def _log_label_targets(branch: str, labels: torch.Tensor, num_images: int) -> None:

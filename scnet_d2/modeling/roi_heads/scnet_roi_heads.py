@@ -40,7 +40,7 @@ class SCNetROIHeads(ROIHeads):
     def __init__(
         self,
         *,
-        branches: dict[str, BranchHead],
+        branches: list[BranchHead],
         fusion: ScoreFusion,
         expansion_ratio: float,
         score_thresh: float,
@@ -50,7 +50,7 @@ class SCNetROIHeads(ROIHeads):
     ):
         """
         Args:
-            branches: by name, any number of them; the modules are called `<name>_head`.
+            branches: any number of them; the modules are called `<name>_head`.
             fusion: of the label logits of the branches.
             expansion_ratio: side of a context box / side of its tight box.
             score_thresh: least label score of a detection.
@@ -68,9 +68,9 @@ class SCNetROIHeads(ROIHeads):
             raise ValueError(
                 f"MODEL.SCNET.CONTEXT.EXPANSION_RATIO is {expansion_ratio}; it must be >= 1"
             )
-        self._branch_names = tuple(branches)
-        for name, head in branches.items():
-            self.add_module(f"{name}_head", head)
+        self._branch_names = tuple(head.name for head in branches)
+        for head in branches:
+            self.add_module(f"{head.name}_head", head)
         self.fusion = fusion
         self.expansion_ratio = expansion_ratio
         self.score_thresh = score_thresh
@@ -82,7 +82,7 @@ class SCNetROIHeads(ROIHeads):
         branches = build_branches(cfg, input_shape)
         return super().from_config(cfg) | {
             "branches": branches,
-            "fusion": ScoreFusion(cfg, list(branches)),
+            "fusion": ScoreFusion(cfg, [head.name for head in branches]),
             "expansion_ratio": cfg.MODEL.SCNET.CONTEXT.EXPANSION_RATIO,
             "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
