@@ -1,6 +1,7 @@
 # `make demo` and `make test` each set up all they need, in .venv.
 PYTHON ?= python3
 PY := .venv/bin/python
+SCNET := .venv/bin/scnet
 # Libraries warn of each other.
 export PYTHONWARNINGS := ignore::FutureWarning
 DEMO_DIR := output/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -19,12 +20,12 @@ setup: .venv/installed
 
 demo: setup
 	$(PY) demo/photographs.py $(DEMO_DIR)/photographs
-	$(PY) demo/demo.py --model scnet_lite_voc --input $(DEMO_DIR)/photographs \
+	$(SCNET) demo $(DEMO_DIR)/photographs --model scnet_lite_voc \
 		--output $(DEMO_DIR)/labelled_photographs
-	$(PY) train_net.py --config-file configs/ContextScenes/scnet_EfficientNet_Lite0_FPN_160px.yaml OUTPUT_DIR $(DEMO_DIR)
-	$(PY) demo/demo.py --config-file $(DEMO_DIR)/config.yaml --output $(DEMO_DIR)/pictures \
-		--input "$${DETECTRON2_DATASETS:-datasets}/context_scenes/images/test/*[05]0.png" \
-		--opts MODEL.WEIGHTS $(DEMO_DIR)/model_final.pth > $(DEMO_DIR)/labels.log
+	$(SCNET) train --config-file ContextScenes/scnet_EfficientNet_Lite0_FPN_160px \
+		--output $(DEMO_DIR)
+	$(SCNET) demo "$${DETECTRON2_DATASETS:-datasets}/context_scenes/images/test/*[05]0.png" \
+		--model $(DEMO_DIR) --output $(DEMO_DIR)/pictures > $(DEMO_DIR)/labels.log
 	@echo "log, checkpoints, metrics.json and TensorBoard events: $(DEMO_DIR)"
 	@echo "pictures and labels.jsonl of photographs: $(DEMO_DIR)/labelled_photographs"
 	@echo "... of generated scenes: $(DEMO_DIR)/pictures"

@@ -30,11 +30,16 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
         description="Multi-label image classification with spatial context, on Detectron2",
         license="Apache-2.0",
         license_files=["LICENSE"],
-        packages=find_packages(include=["scnet_d2", "scnet_d2.*"]),
+        packages=find_packages(include=["scnet_command", "scnet_d2", "scnet_d2.*"]),
         package_data={
+            "scnet_command": ["py.typed"],
+            "scnet_d2": ["py.typed"],
             "scnet_d2.app": ["*.css", "*.jinja", "*.js"],
             "scnet_d2.modeling.label_heads": ["word_vectors.txt"],
-            "scnet_d2.model_zoo": ["*/*.json", "*/*.md", "*/*.safetensors", "*/*.yaml"],
+            "scnet_d2.model_zoo": [
+                *("*/*.json", "*/*.md", "*/*.safetensors", "*/*.yaml"),
+                *("configs/**/*.py", "configs/**/*.yaml"),  # a link to the folder configs/
+            ],
             "scnet_d2.report": ["*.css", "*.jinja", "*.js", "*.json"],
         },
         python_requires=">=3.11",
@@ -46,6 +51,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "pycocotools>=2.0.6",
             opencv(),
             "safetensors",
+            "shtab>=1.6",  # completion in the shell
             "jinja2>=3.1",
             "numpy>=1.24",
             "timm>=1.0.20",
@@ -53,14 +59,15 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "tabulate>=0.9",
             "tqdm",
         ],
-        entry_points={"console_scripts": ["scnet-tag = scnet_d2.tagging.program:main"]},
+        entry_points={"console_scripts": ["scnet = scnet_command:main"]},
         extras_require={
-            "app": ["gradio>=6.31,<7"],
-            "export": ["onnx", "onnxruntime"],
-            "fuzz": ["atheris"],
-            "pretrained": LITE_WEIGHTS,
-            "ray": ["ray[data]"],
-            "test": [
+            "app": ["gradio>=6.31,<7"],  # scnet app: the page on which a model is tried
+            "docs": ["pdoc"],  # make docs: pages of the public names
+            "export": ["onnx", "onnxruntime"],  # scnet export --format onnx
+            "fuzz": ["atheris"],  # tests/fuzzing/fuzz_loaders.py
+            "pretrained": LITE_WEIGHTS,  # training from ImageNet weights without a download
+            "ray": ["ray[data]"],  # scnet tag --engine ray: several machines
+            "test": [  # make test, make lint, make demo
                 *LITE_WEIGHTS,
                 "efficientnet-lite-pytorch",  # the network that these weights are compared in
                 "gradio>=6.31,<7",

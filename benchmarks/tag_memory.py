@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Memory of scnet-tag along a run over many small images.
+"""Memory of scnet tag along a run over many small images.
 
 Generated scenes, hard-linked under as many names as needed, go through a small SCNet with random
 weights. Printed is the peak (VmHWM of /proc) of the main process and of the largest worker when so
@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         output = folder / "labels.jsonl"
-        command = [sys.executable, REPO / "tools/tag.py", link_images(folder, args.images)]
+        command = [sys.executable, "-m", "scnet_command", "tag", link_images(folder, args.images)]
         command += ["--weights", save_model(folder), "--output", output, "--threshold", 0]
         for lines, own, worker in watch([*command, "--workers", args.workers], output, marks):
             print(f"{lines:7,d} images: main {own:.0f} MiB, worker {worker:.0f} MiB", flush=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).parent / "model_zoo" / "configs"
 
 
 class ConfigError(ValueError):
@@ -26,7 +29,7 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
     Unlike with `CfgNode.merge_from_file`, the file cannot run code.
 
     Args:
-        config_file: a yaml file.
+        config_file: a yaml file, or the name of a config that comes with the package.
         opts: KEY, VALUE, KEY, VALUE, ...
 
     Raises:
@@ -34,8 +37,11 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
     """
     cfg = get_cfg()
     add_scnet_config(cfg)
+    file = find_config(config_file)
+    if not file.is_file():
+        raise no_config(config_file)
     try:
-        cfg.merge_from_file(os.fspath(config_file), allow_unsafe=False)
+        cfg.merge_from_file(os.fspath(file), allow_unsafe=False)
     except Exception as error:  # Detectron2 and yaml raise nearly anything
         raise ConfigError(f"config file '{config_file}': {_explain(error, cfg)}") from error
     if late := [o for o in opts if isinstance(o, str) and o.startswith("--")]:
@@ -54,6 +60,34 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
         part[key] = os.path.expanduser(part[key])
     use_timm_pixels(cfg)
     return cfg
+
+
+def find_config(name: str | os.PathLike) -> Path:
+    """The file of a config.
+
+    Args:
+        name: of a file; or of a config that comes with the package, with or without .yaml, such as
+            VOC-MultiLabel/scnet_R_50_FPN.
+
+    Returns:
+        The file that there is, or else the path as it was given.
+    """
+    path = Path(name).expanduser()
+    return path if path.is_file() else shipped_config(os.fspath(name)) or path
+
+
+def shipped_config(name: str) -> Path | None:
+    """The file of a config that comes with the package; None where there is none of the name."""
+    files = (CONFIGS / f"{name}{ending}" for ending in ("", ".yaml"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def no_config(name: str | os.PathLike) -> ConfigError:
+    """The error for a config that is not there; tells the nearest names of those of the package."""
+    names = (x.relative_to(CONFIGS).with_suffix("").as_posix() for x in CONFIGS.rglob("*.yaml"))
+    close = get_close_matches(os.fspath(name).removesuffix(".yaml"), names, 3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; `scnet models` lists configs"
+    return ConfigError(f"config file '{name}': it does not exist{hint}")
 
 
 def read_run_config(config_file: str | os.PathLike) -> dict[str, Any]:
@@ -136,7 +170,7 @@ def add_scnet_config(cfg: CN) -> None:
 
     # A label is predicted for an image when its score reaches this.
     cfg.TEST.LABEL_THRESHOLD = 0.5
-    # A json file with a threshold for each class, of tools/tune_thresholds.py, to use instead.
+    # A json file with a threshold for each class, of `scnet tune`, to use instead.
     cfg.TEST.LABEL_THRESHOLDS = ""
     # k of the top-k metrics.
     cfg.TEST.LABEL_TOP_K = 3
@@ -176,7 +210,7 @@ def _add_data_config(cfg: CN) -> None:
     # Empty: DATASETS.TEST is evaluated instead and no checkpoint is chosen, for that would be
     # tuning on the test split.
     cfg.DATASETS.VAL = ()
-    # Names of the labels. Empty: train_net.py takes them from the training data, so that the
+    # Names of the labels. Empty: training takes them from the training data, so that the
     # config.yaml of a run has them and its model can be used without the data set.
     cfg.DATASETS.CLASS_NAMES = []
     # A class all of whose objects in an image are "difficult" (VOC): ignored, present or absent.

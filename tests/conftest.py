@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from scnet_command import main
 from scnet_d2 import add_scnet_config
 
 import pytest
@@ -39,6 +40,14 @@ NARROW = (
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
     "MODEL.FPN.OUT_CHANNELS", 32,
 )  # fmt: skip
+
+
+def scnet(*arguments) -> int:
+    """Exit status of the command `scnet` with these arguments, in this process."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as end:
+        return end.code
 
 
 def load_config(name: str, *opts, device: str = "cpu"):

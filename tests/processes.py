@@ -90,5 +90,9 @@ def _run_program(program, output, environment):
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
-    sys.argv, sys.path[0] = program, str(Path(program[0]).resolve().parent)
-    runpy.run_path(program[0], run_name="__main__")
+    if program[0] == "-m":
+        sys.argv = program[1:]
+        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = program, str(Path(program[0]).resolve().parent)
+        runpy.run_path(program[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""train_net.py and demo.py as a user runs them, on a small data set in COCO format."""
+"""train_net.py and `scnet demo` as a user runs them, on a small data set in COCO format."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 
+from scnet_command.arguments import train_net_parser
+from scnet_d2.cli import train
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.inference import SCNetPredictor, describe_labels
 
@@ -15,13 +17,10 @@ import numpy as np
 import processes
 import pytest
 import torch
-from conftest import REPO, load_config
+from conftest import REPO, load_config, scnet
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
-
-import demo
-import train_net
 
 CONFIG = "configs/quick_schedules/scnet_R_18_FPN_instant_test.yaml"
 SMALL = ("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "DATALOADER.NUM_WORKERS", "0")
@@ -127,7 +126,7 @@ def test_a_folder_with_another_run_is_not_overwritten(trained):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     args = ["--config-file", CONFIG, "OUTPUT_DIR", str(output)]
     with pytest.raises(FileExistsError, match="holds another run, or weights; continue a run with"):
-        train_net.main(train_net.argument_parser().parse_args(args))
+        train.main(train_net_parser().parse_args(args))
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
@@ -137,7 +136,7 @@ def test_a_wrong_number_of_classes_stops_before_training(root, tmp_path):
     args = ["--config-file", CONFIG, *data, "OUTPUT_DIR", tmp_path / "run", *keys]
     try:
         with pytest.raises(ValueError, match="data set three_train has 14 classes and the model 5"):
-            train_net.main(train_net.argument_parser().parse_args(map(str, args)))
+            train.main(train_net_parser().parse_args(map(str, args)))
     finally:
         DatasetCatalog.pop("three_train")
     assert not list((tmp_path / "run").glob("*.pth"))
@@ -149,9 +148,8 @@ def test_demo_draws_pictures_and_writes_json_lines(trained, root, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     command = [
-        "demo/demo.py", "--config-file", output / "config.yaml", "--input", *images, broken,
-        "--output", tmp_path / "out", "--threshold", 0.0, "--opts",
-        "MODEL.WEIGHTS", output / "model_final.pth",
+        "-m", "scnet_command", "demo", *images, broken, "--model", output,
+        "--output", tmp_path / "out", "--threshold", 0.0,
     ]  # fmt: skip
     text = run(*command, root=root, status=1, popen=subprocess.Popen)
     assert "1 of 3 images could not be read" in text
@@ -173,9 +171,7 @@ def closest(picture, images):
 
 def test_demo_refuses_a_folder_that_is_in_use(tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(SystemExit):
-        arguments = ["--config-file", "a", "--input", "b", "--output", str(tmp_path)]
-        demo.get_parser().parse_args(arguments)
+    assert scnet("demo", "b", "--model", "a", "--output", tmp_path) == 2
     assert "is not empty: choose another folder" in capsys.readouterr().err
 
 

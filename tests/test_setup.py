@@ -59,7 +59,7 @@ def test_opencv_that_cannot_be_imported_is_named_with_the_remedy_by_every_progra
     fault, message, tmp_path
 ):
     (tmp_path / "cv2.py").write_text(f"raise ImportError({fault})")
-    folders = ("benchmarks", "demo", "experiments", "tools")
+    folders = ("benchmarks", "demo", "experiments", "scnet_d2/cli", "tools")
     programs = [f"{p}" for f in folders for p in sorted((REPO / f).glob("*.py"))]
     code = """if True:
         import runpy, sys

@@ -1,1 +1,1 @@
-"""The page on which a model is tried: demo/app.py serves it."""
+"""The page on which a model is tried: `scnet app` serves it."""

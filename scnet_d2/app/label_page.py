@@ -1,6 +1,6 @@
 """HTML of a labelled photograph: its boxes on the left, score bars on the right choose a label.
 
-The file's template, style and script go with it; demo/app.py serves the page.
+The file's template, style and script go with it; `scnet app` serves the page.
 """
 
 from __future__ import annotations

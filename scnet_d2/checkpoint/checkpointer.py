@@ -204,7 +204,7 @@ class SCNetCheckpointer(DetectionCheckpointer):
         except ValueError as error:
             raise CheckpointError(
                 f"{self.report.file}: a name in it ends several names of the model; name its "
-                "tensors as the model does (tools/convert_torchvision.py for torchvision's)"
+                "tensors as the model does (`scnet convert` for torchvision's)"
             ) from error
 
     def _check(self) -> None:

@@ -125,7 +125,7 @@ def _by_part(names) -> Counter:
 
 def _remedy(found: list[str]) -> str:
     if any(n.startswith("layer1.") for n in found):
-        return "These are torchvision's names: convert the file with tools/convert_torchvision.py"
+        return "These are torchvision's names: convert the file with `scnet convert`"
     return "Check that MODEL.BACKBONE and MODEL.RESNETS describe the network of this file"
 
 

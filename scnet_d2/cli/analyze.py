@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Parameters, multiply-adds and activations of SCNet by part, and what training it costs.
 
 SCNet stands beside Detectron2's Faster R-CNN on the same backbone. Counted by fvcore on an image of
@@ -13,9 +12,6 @@ import textwrap
 import warnings
 from typing import NamedTuple
 
-from scnet_d2 import load_config
-from scnet_d2.modeling import BRANCH_REGISTRY
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.export import TracingAdapter
@@ -25,6 +21,9 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import ActivationCountAnalysis, parameter_count
 from tabulate import tabulate
 from torch import nn
+
+from ..config import load_config
+from ..modeling import BRANCH_REGISTRY
 
 BRANCHES = {f"{head.name} head": f"roi_heads.{head.name}_head" for _, head in BRANCH_REGISTRY}
 BOX_HEAD = {"box head (Faster R-CNN)": "roi_heads"}
@@ -160,24 +159,8 @@ def recipe(cfg: CfgNode, cost: Cost, args: argparse.Namespace) -> str:
     return "\n".join(textwrap.fill(x, 96, subsequent_indent="    ") for x in lines)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Arguments of this program."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[800, 448], help="shorter side")
-    parser.add_argument("--gpu-tflops", type=float, default=15.7, help="peak; default: V100, fp32")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of it that is used")
-    parser.add_argument("--bytes", type=int, default=4, help="of an activation; 2: AMP")
-    parser.add_argument(
-        "--copies", type=float, default=1.0, help="of an activation that backward keeps"
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... for the config")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print the tables and the estimates."""
-    args = argument_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     for size in args.sizes:
@@ -194,7 +177,3 @@ def main(arguments: list[str] | None = None) -> None:
 def load(args: argparse.Namespace, *opts) -> CfgNode:
     """The config on the CPU with random weights and these keys."""
     return load_config(args.config_file, [*args.opts, *opts, "MODEL.DEVICE", "cpu"])
-
-
-if __name__ == "__main__":
-    main()

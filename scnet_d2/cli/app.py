@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """A page to try a model: drop a photograph, see its labels and the boxes that they come from."""
 
 import argparse
@@ -7,7 +6,12 @@ import os
 import time
 from pathlib import Path
 
-from scnet_d2.app.label_page import (
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+
+from ..app.label_page import (
     PHOTO_SIDE,
     SCRIPT,
     STYLE,
@@ -15,20 +19,15 @@ from scnet_d2.app.label_page import (
     list_labels,
     page_html,
 )
-from scnet_d2.data import ImageError, read_image
-from scnet_d2.inference import OptsParser, SCNetPredictor, add_model_options, load_run
-from scnet_d2.report.templates import jpeg_url
-
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
-from PIL import Image
+from ..data import ImageError, read_image
+from ..inference import SCNetPredictor, load_arguments
+from ..report.templates import jpeg_url
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError("demo/app.py needs Gradio: pip install 'scnet_d2[app]'") from error
+    raise ImportError("scnet app needs Gradio: pip install 'scnet_d2[app]'") from error
 
 logger = logging.getLogger("scnet_d2.app")
 
@@ -238,7 +237,7 @@ def load_examples(folder: str) -> dict[str, str]:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
-    cfg = load_run(args.model, opts=args.opts)
+    cfg = load_arguments(args)
     if cfg.MODEL.META_ARCHITECTURE != "SCNet":
         raise ValueError(
             f"{args.model}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; the "
@@ -247,7 +246,13 @@ def setup(args) -> CfgNode:
     return cfg
 
 
-def main(args) -> gr.Blocks:
+def run(args: argparse.Namespace) -> None:
+    """Serve the page until the program is interrupted."""
+    setup_logger(name="fvcore")
+    serve(args).block_thread()
+
+
+def serve(args: argparse.Namespace) -> gr.Blocks:
     """Serve the page, from a thread of its own."""
     predictor = SCNetPredictor(setup(args))
     page = LabelPage(predictor, load_examples(args.examples) if args.examples else {})
@@ -267,22 +272,3 @@ def main(args) -> gr.Blocks:
     )
     print(f"The page is at {blocks.local_url}", flush=True)
     return blocks
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Arguments of the program."""
-    parser = OptsParser(description=__doc__)
-    add_model_options(parser)
-    parser.add_argument("--examples", metavar="FOLDER", help="images to pick from on the page")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config keys, for example MODEL.WEIGHTS model_final.pth",
-    )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    setup_logger(name="fvcore")
-    main(get_parser().parse_args()).block_thread()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Check data sets before training on them: files, counts, images and labels.
 
 Every kind of problem is one line that starts with "problem:", counts its cases, shows the first
@@ -18,20 +17,19 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from scnet_d2 import load_config
-from scnet_d2.data import (
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..config import load_config
+from ..data import (
     DatasetError,
     ImageError,
     LabelPolicy,
-    add_register_coco_argument,
     register_coco_arguments,
 )
-from scnet_d2.data.catalog import find_no_boxes
-from scnet_d2.data.images import image_size, is_turned, read_image
-from scnet_d2.data.labels import DEFAULT_POLICY, label_records
-from scnet_d2.data.problems import Problems
-
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from ..data.catalog import find_no_boxes
+from ..data.images import image_size, is_turned, read_image
+from ..data.labels import DEFAULT_POLICY, label_records
+from ..data.problems import Problems
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -261,29 +259,8 @@ def annotations(name: str) -> str:
     return os.path.join(meta.dirname, "ImageSets", "Main", f"{meta.split}.txt")
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Arguments of this program."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all that are there")
-    parser.add_argument(
-        "--images",
-        nargs="?",
-        choices=("header", "full"),
-        const="header",
-        help="also read the header of every image, or decode it",
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
-    parser.add_argument("--config-file", help="whose label policy applies (default: the default)")
-    parser.add_argument(
-        "--complete", action="store_true", help="a part of a published data set is a problem"
-    )
-    add_register_coco_argument(parser)
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Check the data sets; returns the exit code."""
-    args = argument_parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     names = args.names + register_coco_arguments(args) or built_in()
     policy = DEFAULT_POLICY
@@ -300,7 +277,3 @@ def main(arguments: list[str] | None = None) -> int:
     for problem in problems:
         print(f"problem: {problem}")
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

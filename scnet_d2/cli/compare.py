@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Compare two models on the same images: both mAPs, their difference, 95 % intervals and p.
 
 Rows are matched by image id. Intervals and p are of the bootstrap over images, defined in
@@ -10,28 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
-
-from scnet_d2.evaluation import compare_map, format_rows, multilabel_metrics
-from scnet_d2.evaluation.intervals import Comparison, Interval
-from scnet_d2.evaluation.score_files import FORMATS, ScoreFileError, ScoreTable, read_scores
-from scnet_d2.evaluation.table import COLUMNS
 
 import numpy as np
 from tqdm import tqdm
 
+from ..evaluation import compare_map, format_rows, multilabel_metrics
+from ..evaluation.intervals import Comparison, Interval
+from ..evaluation.score_files import ScoreFileError, ScoreTable, read_scores
+from ..evaluation.table import COLUMNS
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prints the comparison as text or JSON; exits with an error message."""
-    args = argument_parser().parse_args(arguments)
+
+def run(args: argparse.Namespace) -> None:
+    """Print the comparison as text or JSON."""
+    first, second = (read_scores(path, args.labels) for path in (args.first, args.second))
     try:
-        first, second = (read_scores(path, args.labels) for path in (args.first, args.second))
         second = align(first, second)
         comparison = compare(first, second, args.replicates, args.seed)
-    except ScoreFileError as error:
-        args.error(str(error))
     except ValueError as error:
-        args.error(f"{args.first} and {args.second}: {error}")
+        raise ScoreFileError(f"{args.first} and {args.second}: {error}") from error
     rows = {
         name: multilabel_metrics(table.scores, table.labels, table.ignored)
         for name, table in (("A", first), ("B", second))
@@ -42,21 +37,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"A: {args.first}\nB: {args.second}\n\n{to_text(rows, comparison)}\n")
         print(f"95 % intervals and two-sided p: {args.replicates} bootstrap replicates of the")
         print(f"{len(first.scores)} images, seed {args.seed}")
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Arguments of the program."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=FORMATS, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("first", metavar="A", type=Path, help="saved image scores")
-    parser.add_argument("second", metavar="B", type=Path, help="saved image scores")
-    parser.add_argument("--labels", metavar="CSV", type=Path, help="the labels of CSV scores")
-    parser.add_argument("--replicates", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print JSON instead")
-    parser.set_defaults(error=parser.error)
-    return parser
 
 
 def align(first: ScoreTable, second: ScoreTable) -> ScoreTable:
@@ -121,7 +101,3 @@ def to_json(rows: dict[str, dict], comparison: Comparison) -> str:
 def _with_interval(interval: Interval, sign: str = "") -> str:
     value, low, high = (f"{x:{sign}.2f}" for x in interval)
     return f"{value} ({low} to {high})"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Convert torchvision's ResNet and ResNeXt weights to a backbone's for Detectron2.
 
 Learnt from Detectron2's tools/convert-torchvision-to-d2.py.
@@ -9,10 +8,10 @@ import pickle
 import re
 from pathlib import Path
 
-from scnet_d2.checkpoint import CheckpointError, read_checkpoint
-from scnet_d2.outputs import new_file, replacing
-
 import torch
+
+from ..checkpoint import CheckpointError, read_checkpoint
+from ..outputs import replacing
 
 RENAMES = (
     (r"^(?=conv1\.|bn1\.)", "stem."),
@@ -79,12 +78,8 @@ def save(model: dict[str, torch.Tensor], path: Path) -> None:
             pickle.dump(checkpoint | {"model": arrays}, file)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Convert a file and say what the config must have."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("input", help="torchvision's .pth, or the same names in .safetensors")
-    parser.add_argument("output", type=new_file, help="new file, .pkl or .pth")
-    args = parser.parse_args(arguments)
     if args.output.suffix not in (".pkl", ".pth"):
         raise ValueError(f"{args.output}: name the output .pkl or .pth")
     state = read_checkpoint(args.input)["model"]
@@ -96,7 +91,3 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"# {len(model)} of {len(state)} tensors of {args.input} are in {args.output};")
     print("# left out: the classifier fc.* and batch norm's num_batches_tracked")
     print(CONFIG.format(path=args.output, **architecture(model)))
-
-
-if __name__ == "__main__":
-    main()

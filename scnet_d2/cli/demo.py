@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Label photographs: a picture with boxes and score bars for each, and one JSON line."""
 
 import argparse
@@ -8,36 +7,29 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from scnet_d2.data import ImageError, read_image
-from scnet_d2.evaluation import predicted
-from scnet_d2.inference import (
-    OptsParser,
+import tqdm
+from detectron2.utils.logger import setup_logger
+
+from ..data import ImageError, read_image
+from ..evaluation import predicted
+from ..inference import (
     SCNetPredictor,
-    add_model_options,
     describe_labels,
     draw_labels,
-    load_run,
+    load_arguments,
     rounded_scores,
 )
-from scnet_d2.outputs import new_folder, write_image
-from scnet_d2.tagging.inputs import IMAGE_SUFFIXES, ImageFinder
-
-import tqdm
-from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
+from ..outputs import new_folder, write_image
+from ..tagging.inputs import IMAGE_SUFFIXES, ImageFinder
 
 LABELS_DRAWN = 8  # in a picture, or all predicted ones where they are more
 
 
-def setup(args) -> CfgNode:
-    """The config, and the key overrides."""
-    return load_run(args.model, opts=args.opts)
-
-
-def main(args) -> int:
-    """Label the images; returns the number of images that could not be read."""
-    cfg = setup(args)
-    files = list(find_files(args.input))
+def run(args: argparse.Namespace) -> int:
+    """Label the images; returns 1 where one could not be read."""
+    setup_logger(name="fvcore")
+    cfg = load_arguments(args)
+    files = list(find_files(args.inputs))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     lines = output / "labels.jsonl"
@@ -63,11 +55,11 @@ def main(args) -> int:
     print(f"{len(files) - bad} pictures and {lines.name} are in {output}", file=sys.stderr)
     if bad:
         print(f"{bad} of {len(files)} images could not be read, see {lines}", file=sys.stderr)
-    return bad
+    return 1 if bad else 0
 
 
 def find_files(arguments: list[str]) -> Iterator[str]:
-    """The files that arguments stand for, and the images of folders, as `scnet-tag` finds them.
+    """The files that arguments stand for, and the images of folders, as `scnet tag` finds them.
 
     A folder without images stands for itself.
 
@@ -117,28 +109,3 @@ def picture_folder(path: str) -> Path:
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         raise argparse.ArgumentTypeError(f"{path} is named as a picture: give a folder")
     return new_folder(path)
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Arguments of the program."""
-    parser = OptsParser(description=__doc__)
-    add_model_options(parser)
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="FILES", help="files, folders, globs"
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", type=picture_folder, help="a new or empty folder"
-    )
-    parser.add_argument(
-        "--threshold", "--confidence-threshold", type=float, help="default: the config's"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config keys, for example MODEL.WEIGHTS model_final.pth",
-    )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    setup_logger(name="fvcore")
-    sys.exit(1 if main(get_parser().parse_args()) else 0)

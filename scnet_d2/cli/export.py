@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Write SCNet as TorchScript, ONNX or safetensors, and check the file against PyTorch."""
 
 from __future__ import annotations
@@ -9,17 +8,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from scnet_d2.data import read_image
-from scnet_d2.data.context_scenes import SceneConfig, render_scene
-from scnet_d2.inference import SCNetPredictor, add_model_options, load_run
-from scnet_d2.inference import export as formats
-from scnet_d2.inference.export import Difference, output_difference, pytorch_run
-from scnet_d2.outputs import whole_file
-
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from tabulate import tabulate
+
+from ..data import read_image
+from ..data.context_scenes import SceneConfig, render_scene
+from ..inference import SCNetPredictor, load_arguments
+from ..inference import export as formats
+from ..inference.export import Difference, output_difference, pytorch_run
+from ..outputs import whole_file
 
 EXPORT = {
     "torchscript": formats.export_torchscript,
@@ -35,15 +34,13 @@ SCALES = (0.75, 1.0, 1.25)  # of the test size
 LEAST_PAIRED = 0.95
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Export and check; returns 1 where the file differs too much and was not kept."""
-    parser = get_parser()
-    args = parser.parse_args(arguments)
-    output = Path(args.output)
+    output = args.output
     if output.exists() and not args.overwrite:
-        parser.error(f"{output} is there already: choose another --output or add --overwrite")
+        raise ValueError(f"{output} is there already: choose another --output or add --overwrite")
     if args.format == "safetensors" and output.suffix != ".safetensors":
-        parser.error(f"--output {output}: the checkpointer knows the format by .safetensors")
+        raise ValueError(f"--output {output}: the checkpointer knows the format by .safetensors")
     output.parent.mkdir(parents=True, exist_ok=True)
     predictor = SCNetPredictor(setup(args))
     try:
@@ -63,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def setup(args) -> CfgNode:
     """Read the config and the key overrides; the model is on the CPU."""
-    return load_run(args.model, opts=[*args.opts, "MODEL.DEVICE", "cpu"])
+    args.opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    return load_arguments(args)
 
 
 def check(predictor: SCNetPredictor, args, file: Path) -> Iterator[tuple[str, str, Difference]]:
@@ -120,29 +118,3 @@ def require_equal(rows: list[tuple[str, str, Difference]], tolerance: float) -> 
             f"image scores differ by up to {worst:.1e} (--tolerance {tolerance:g}), "
             f"and {found:.0%} of the boxes were found again (at least {LEAST_PAIRED:.0%})"
         )
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Arguments of the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_model_options(parser)
-    parser.add_argument("--format", required=True, choices=list(EXPORT))
-    parser.add_argument("--output", required=True, metavar="FILE")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument(
-        "--check", nargs="+", default=[], metavar="IMAGE",
-        help="photographs to compare with PyTorch on; a generated scene by default",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-4, metavar="X",
-        help="most that image scores may differ (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE",
-        help="config keys, for example MODEL.WEIGHTS model_final.pth",
-    )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

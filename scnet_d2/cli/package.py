@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Make a model folder of a run: config.yaml, weights and a model card, to use or to share.
 
 The folder is kept only if it scores images as the run does. Rounding to float16 changes a score in
@@ -14,54 +13,48 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scnet_d2 import load_config
-from scnet_d2.data import (
-    DatasetError,
-    LabelPolicy,
-    add_register_coco_argument,
-    get_multilabel_dicts,
-    read_image,
-    register_coco_arguments,
-)
-from scnet_d2.data.context_scenes import SceneConfig, render_scene
-from scnet_d2.evaluation.score_files import FILE_NAME, read_scores
-from scnet_d2.inference import OptsParser, SCNetPredictor
-from scnet_d2.inference.export import write_safetensors
-from scnet_d2.inference.run import CARD, CONFIG, MODEL_WEIGHTS, THRESHOLDS, prediction_config
-from scnet_d2.outputs import new_folder, replacing
-from scnet_d2.report.model_card import model_card
-
 import numpy as np
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .. import load_config
+from ..data import (
+    DatasetError,
+    LabelPolicy,
+    get_multilabel_dicts,
+    read_image,
+    register_coco_arguments,
+)
+from ..data.context_scenes import SceneConfig, render_scene
+from ..evaluation.score_files import FILE_NAME, read_scores
+from ..inference import SCNetPredictor
+from ..inference.export import write_safetensors
+from ..inference.run import CARD, CONFIG, MODEL_WEIGHTS, THRESHOLDS, prediction_config
+from ..outputs import replacing
+from ..report.model_card import model_card
+
 TOLERANCE = 2e-3  # most that the scores of an image may differ in, in the median over images
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Write and check the folder; returns 1 where it was not kept."""
-    parser = get_parser()
-    args = parser.parse_args(arguments)
-    try:
-        register_coco_arguments(args)
-        predictor = SCNetPredictor.from_pretrained(args.run, "cpu", args.opts)
-        card = write_card(args, predictor.class_names)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=args.output.parent) as made:
-            folder = Path(made, args.output.name)
-            write_folder(predictor, card, folder, half=args.dtype == "float16")
-            differences = score_differences(predictor, folder, args.check)
-            if np.median(differences) > TOLERANCE:
-                print(
-                    f"Not kept: scores differ from the run's by {np.median(differences):.1e}, more "
-                    f"than {TOLERANCE:g}; use --dtype float32",
-                    file=sys.stderr,
-                )
-                return 1
-            folder.rename(args.output)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    register_coco_arguments(args)
+    predictor = SCNetPredictor.from_pretrained(args.run, "cpu", args.opts)
+    card = write_card(args, predictor.class_names)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.output.parent) as made:
+        folder = Path(made, args.output.name)
+        write_folder(predictor, card, folder, half=args.dtype == "float16")
+        differences = score_differences(predictor, folder, args.check)
+        if np.median(differences) > TOLERANCE:
+            print(
+                f"Not kept: scores differ from the run's by {np.median(differences):.1e}, more "
+                f"than {TOLERANCE:g}; use --dtype float32",
+                file=sys.stderr,
+            )
+            return 1
+        folder.rename(args.output)
     size = (args.output / MODEL_WEIGHTS).stat().st_size / 1e6
     print(
         f"{args.output}: {size:.1f} MB of weights; scores of {len(differences)} images differ by "
@@ -118,35 +111,3 @@ def train_images(cfg: CfgNode, names: list[str]) -> list[int] | None:
         return None
     labels = [label for record in dicts for label in record["image_labels"]]
     return np.bincount(labels, minlength=len(names)).tolist()
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Arguments of the program."""
-    parser = OptsParser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", type=Path, help="OUTPUT_DIR of the run")
-    parser.add_argument(
-        "output", metavar="FOLDER", type=new_folder, help="a new folder; its name is the model's"
-    )
-    parser.add_argument(
-        "--scores", nargs="+", type=Path, default=[], metavar="NPZ",
-        help="evaluations for the card; default: those of the run on its DATASETS.TEST",
-    )  # fmt: skip
-    parser.add_argument(
-        "--check", nargs="+", default=[], metavar="IMAGE",
-        help="photographs to compare scores on; generated scenes by default",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16",
-        help="of the stored weights; default: %(default)s",
-    )  # fmt: skip
-    parser.add_argument("--licence", default="", metavar="TEXT", help="of the training data")
-    add_register_coco_argument(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config keys, for example TEST.LABEL_THRESHOLDS thresholds.json",
-    )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

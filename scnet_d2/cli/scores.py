@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Evaluate saved image scores, of this project or of another program."""
 
 from __future__ import annotations
@@ -6,39 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from pathlib import Path
-
-from scnet_d2.evaluation import format_table, load_thresholds, multilabel_metrics
-from scnet_d2.evaluation.metrics import named_metrics
-from scnet_d2.evaluation.score_files import FORMATS, ScoreTable, read_scores
 
 import numpy as np
 
+from ..evaluation import format_table, load_thresholds, multilabel_metrics
+from ..evaluation.metrics import named_metrics
+from ..evaluation.score_files import ScoreTable, read_scores
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prints a table for each file, or all metrics as JSON; exits with an error message."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=FORMATS, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="saved image scores")
-    parser.add_argument("--labels", metavar="CSV", type=Path, help="the labels of CSV scores")
-    parser.add_argument("--threshold", type=float, default=0.5, help="default: %(default)s")
-    parser.add_argument(
-        "--thresholds", metavar="JSON", type=Path, help="one for each class, see tune_thresholds.py"
-    )
-    parser.add_argument("--top-k", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print every metric as JSON instead")
-    args = parser.parse_args(arguments)
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table for each file, or all metrics as JSON."""
     results = {}
     for path in args.files:
-        try:
-            table = read_scores(path, args.labels)
-            threshold = args.threshold
-            if args.thresholds:
-                threshold = load_thresholds(args.thresholds, table.class_names)
-            results[str(path)] = evaluate(table, threshold, args.top_k)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+        table, threshold = read_scores(path, args.labels), args.threshold
+        if args.thresholds:
+            threshold = load_thresholds(args.thresholds, table.class_names)
+        results[str(path)] = evaluate(table, threshold, args.top_k)
         if not args.json:
             print(f"{path}: {len(table.scores)} images, {len(table.class_names)} classes\n")
             print(format_table(results[str(path)]), end="\n\n")
@@ -61,7 +43,3 @@ def to_json(results: dict[str, dict[str, float]]) -> str:
         for path, metrics in results.items()
     }
     return json.dumps(nullable, indent=2)
-
-
-if __name__ == "__main__":
-    main()

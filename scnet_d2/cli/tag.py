@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import logging
 import os
-import shlex
 import signal
 import sys
 import time
@@ -32,34 +31,12 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..evaluation import label_thresholds
-from ..inference import OptsParser, load_run
-from ..inference.run import MODEL_HELP, class_names
-from .inputs import IMAGE_SUFFIXES, ImageFinder, InputList, read_list
-from .local_engine import MAX_PIXELS, TagOptions, tag_locally
-from .output import FORMATS, TagOutput
-from .ray_engine import tag_with_ray
-
-HELP = f"""\
-inputs:
-  A file; a folder, with all below it; a pattern in quotes ('photos/**/*.jpg'); - for a list of
-  files on standard input. Taken from a folder are
-  {" ".join(sorted(IMAGE_SUFFIXES))},
-  but no names that begin with a dot and no links to folders.
-
-output:
-  One record an image, in the order of the inputs. Beside OUT stand OUT.settings.json (model and
-  settings) and, unless OUT itself is JSON lines, OUT.lines.jsonl (what is finished). The same
-  command goes on where a run was cut off and adds images that are new; with another model or other
-  settings it refuses. docs/tagging.md describes the formats.
-
-exit status:
-  0    every image has its labels
-  1    some images of the command could not be tagged: they have an "error"; all others have their
-       labels
-  2    nothing was done: wrong arguments, or the output is of other settings or another program
-  3    ended early by a fault (disk full, out of memory); the same command goes on
-  130  interrupted (^C, SIGTERM); the same command goes on
-"""
+from ..inference import load_arguments
+from ..inference.run import class_names
+from ..tagging.inputs import ImageFinder, InputList, read_list
+from ..tagging.local_engine import MAX_PIXELS, TagOptions, tag_locally
+from ..tagging.output import FORMATS, TagOutput
+from ..tagging.ray_engine import tag_with_ray
 
 
 class UsageError(ValueError):
@@ -77,29 +54,30 @@ class Counts:
     others_failed: int = 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; returns its exit status, see `HELP`."""
-    parser = get_parser()
-    args = parser.parse_args(arguments)
-    command = shlex.join(sys.argv if arguments is None else [parser.prog, *arguments])
+def run(args: argparse.Namespace) -> int:
+    """Tag images; returns the exit status that `scnet tag --help` describes.
+
+    Raises:
+        UsageError: before anything is done.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ^C
     try:
-        return run(args)
-    except UsageError as error:
-        return _say(f"{parser.prog}: error: {error}", 2)
+        return tag(args)
+    except UsageError:
+        raise
     except KeyboardInterrupt:
-        return _say(f"\nInterrupted. To go on: {command}", 130)
+        return _say(f"\nInterrupted. To go on: {args.command_line}", 130)
     except Exception as error:
         remedy = _remedy(error)
         if remedy is None:
             traceback.print_exc()
-        return _say(f"\n{parser.prog}: {error}\nTo go on{remedy or ''}: {command}", 3)
+        return _say(f"\nscnet tag: {error}\nTo go on{remedy or ''}: {args.command_line}", 3)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(args: argparse.Namespace) -> int:
+def tag(args: argparse.Namespace) -> int:
     """Tag what is not yet done and write the output; returns 1 where images failed, else 0.
 
     Raises:
@@ -108,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with ExitStack() as stack:
         with _as_usage_errors():
-            cfg = setup(args)
+            # the machines of a cluster may have what this one lacks
+            local = args.engine == "local"
+            cfg = load_arguments(args, device_of_this_machine=local)
             names = class_names(cfg)
             options = tag_options(args, cfg, names)
             inputs = list_inputs(args)
@@ -137,24 +117,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if counts.failed else 0
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of the model."""
-    if not (args.model or args.weights):
-        raise ValueError(
-            "give --model; or --weights, and --config-file unless its config.yaml is beside it"
-        )
-    source = args.model or Path(args.weights).parent / "config.yaml"
-    local = args.engine == "local"  # the machines of a cluster may have what this one lacks
-    return load_run(source, args.weights, args.opts, device_of_this_machine=local)
-
-
 def tag_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> TagOptions:
     """The thresholds of the command, else of the config, and the command's other options."""
     if args.threshold is None:
         thresholds = label_thresholds(cfg, names)
     else:
         thresholds = np.full(len(names), args.threshold)
-    return TagOptions(thresholds, args.top_k, args.batch_size, args.max_pixels, args.dtype)
+    max_pixels = args.max_pixels or MAX_PIXELS
+    return TagOptions(thresholds, args.top_k, args.batch_size, max_pixels, args.dtype)
 
 
 def tag_settings(cfg: CfgNode, options: TagOptions, names: list[str]) -> dict[str, Any]:
@@ -271,63 +241,3 @@ def _sha256(path: str) -> str:
 def _say(text: str, status: int = 0) -> int:
     print(text, file=sys.stderr, flush=True)
     return status
-
-
-def _number(kind: type, least: float, most: float = float("inf")):
-    """Type of an argument: a number in a range."""
-
-    def parse(text: str):
-        number = kind(text)
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
-        return number
-
-    parse.__name__ = kind.__name__  # named where the text is no number
-    return parse
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Arguments of the program."""
-    parser = OptsParser(
-        description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="file, folder, pattern, or - for a list")
-    add("--output", required=True, metavar="OUT")
-    add("--weights", metavar="FILE", help="checkpoint; default: that of --model or --config-file")
-    model = parser.add_mutually_exclusive_group().add_argument
-    model("--model", metavar="MODEL", help=MODEL_HELP)
-    model(
-        "--config-file", dest="model", metavar="FILE",
-        help="default: the config.yaml beside --weights",
-    )  # fmt: skip
-    add("--format", choices=FORMATS.values(), help="default: by OUT's ending (.jsonl .csv .json)")
-    add("--threshold", type=_number(float, 0, 1), help="least score; default: the config's")
-    add("--top-k", type=_number(int, 1), metavar="K", help="most labels of an image; default: all")
-    add("--batch-size", type=_number(int, 1), default=8, metavar="N", help="default: %(default)s")
-    add(
-        "--workers", type=_number(int, 0), default=min(os.cpu_count() or 1, 8), metavar="N",
-        help="processes that read images; default: one a CPU, at most 8",
-    )  # fmt: skip
-    add(
-        "--dtype", choices=("float32", "bfloat16"),
-        help="optimise the model in this type, docs/performance.md; default: as it was trained",
-    )  # fmt: skip
-    add("--null", action="store_true", help="the list on standard input is of find -print0")
-    add("--retry-failed", action="store_true", help="try images again that failed earlier")
-    add(
-        "--max-pixels", type=_number(int, 1), default=MAX_PIXELS, metavar="N",
-        help="larger images fail, they are not decoded; default: %(default)s",
-    )  # fmt: skip
-    add("--engine", choices=("local", "ray"), default="local", help="default: %(default)s")
-    add("--ray-address", metavar="ADDRESS", help="running cluster; default: one on this machine")
-    add("--ray-actors", type=_number(int, 1), metavar="N", help="processes with the model")
-    add(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config keys, at the end of the command",
-    )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,20 @@
-#!/usr/bin/env python
 """Train and evaluate SCNet, or any Detectron2 model, on image-level labels."""
 
+import argparse
 import logging
 import os
 
-from scnet_d2 import load_config, use_available_device
-from scnet_d2.checkpoint import SCNetCheckpointer, replace_file
-from scnet_d2.data import add_register_coco_argument, register_coco_arguments
-from scnet_d2.engine import (
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint import SCNetCheckpointer, replace_file
+from ..config import load_config, use_available_device
+from ..data import register_coco_arguments
+from ..engine import (
     Trainer,
     check_evaluation_data,
     check_num_classes,
@@ -16,14 +23,7 @@ from scnet_d2.engine import (
     launch,
     warn_of_leaks,
 )
-
-import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
+from ..inference.run import read_arguments
 
 _OF_A_RUN = ("last_checkpoint", "metrics.json")
 _WEIGHTS = (".pth", ".pkl", ".safetensors")
@@ -31,14 +31,20 @@ _WEIGHTS = (".pth", ".pkl", ".safetensors")
 logger = logging.getLogger("scnet_d2")
 
 
-def setup(args) -> CfgNode:
+def run(args: argparse.Namespace) -> None:
+    """Train or evaluate, in as many processes as `args` asks for."""
+    launch(main, args)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, register data sets given on the command line, set up logging."""
-    cfg = load_config(args.config_file, args.opts)
+    trained = "model" in args
+    cfg = read_arguments(args) if trained else load_config(args.config_file, args.opts)
     use_available_device(cfg)
     if _holds_run(cfg.OUTPUT_DIR) and not (args.resume or args.eval_only):
         raise FileExistsError(
             f"{cfg.OUTPUT_DIR} holds another run, or weights; continue a run with --resume, or "
-            "choose a new folder with: OUTPUT_DIR <folder>"
+            "choose a new folder with --output"
         )
     check_output_dir(cfg.OUTPUT_DIR)
     register_coco_arguments(args)
@@ -100,6 +106,8 @@ def main(args, trainer_class: type[Trainer] = Trainer):
 
     if not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
+    if not cfg.DATASETS.TEST:
+        raise ValueError("there is nothing to evaluate: set DATASETS.TEST to names of data sets")
     check_num_classes(cfg, eval_only=True)
     check_evaluation_data(cfg, eval_only=True)
     model = trainer_class.build_model(cfg)
@@ -108,14 +116,3 @@ def main(args, trainer_class: type[Trainer] = Trainer):
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     _write_config(cfg, args)
     return trainer_class.test(cfg, model)
-
-
-def argument_parser():
-    """Detectron2's arguments and --register-coco."""
-    parser = default_argument_parser()
-    add_register_coco_argument(parser)
-    return parser
-
-
-if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())

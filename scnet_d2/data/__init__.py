@@ -5,11 +5,7 @@ Importing this package registers the built-in data sets.
 
 from . import builtin  # noqa: F401 (imported for registration only)
 from .catalog import get_multilabel_dicts, get_training_dicts
-from .coco import (
-    add_register_coco_argument,
-    register_coco_arguments,
-    register_coco_multilabel,
-)
+from .coco import register_coco_arguments, register_coco_multilabel
 from .dataset_mapper import MultiLabelDatasetMapper
 from .errors import DatasetError, ImageError
 from .images import read_image
@@ -22,7 +18,6 @@ __all__ = [
     "LabelPolicy",
     "MultiLabelDatasetMapper",
     "TrainLoader",
-    "add_register_coco_argument",
     "get_multilabel_dicts",
     "get_training_dicts",
     "read_image",

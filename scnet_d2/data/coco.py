@@ -89,18 +89,6 @@ def register_coco_multilabel(
     DatasetCatalog.register(name, lambda: load_coco_multilabel(**paths, dataset_name=name))
 
 
-def add_register_coco_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --register-coco NAME JSON IMAGE_ROOT (repeatable); see `register_coco_arguments`."""
-    parser.add_argument(
-        "--register-coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register a COCO-format json as a multi-label data set (repeatable)",
-    )
-
-
 def register_coco_arguments(args: argparse.Namespace) -> list[str]:
     """Register what --register-coco named, in this process; returns the names."""
     for name, json_file, image_root in args.register_coco:

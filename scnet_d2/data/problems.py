@@ -93,7 +93,7 @@ def find_missing_files(
         problems.add(
             f"{len(missing):,} of its {len(files):,} image files do not exist, first "
             f"{first_ones(missing)}",
-            "correct the image folder or the file names; tools/check_datasets.py checks the whole "
+            "correct the image folder or the file names; `scnet check` checks the whole "
             f"data set, DATALOADER.MAX_BAD_IMAGES ({max_missing}) is the share that may be absent",
         )
 

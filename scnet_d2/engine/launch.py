@@ -37,7 +37,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
     Args:
         main: what each process runs.
-        args: of Detectron2's `default_argument_parser`.
+        args: those that Detectron2's `default_argument_parser` has for this.
 
     Returns:
         What `main` returned in this process; None where it ran in others.
@@ -48,7 +48,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     """
     process = find_process(os.environ, args)
     if process is None:
-        _check_gpus(args.num_gpus)
+        _check_gpus(args)
         try:
             return detectron2_launch(
                 main,
@@ -68,11 +68,13 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     return result
 
 
-def _check_gpus(num_gpus: int) -> None:
-    if num_gpus > 1 and not torch.cuda.is_available():
+def _check_gpus(args: argparse.Namespace) -> None:
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ValueError("several machines need --dist-url tcp://HOST:PORT, of machine 0")
+    if args.num_gpus > 1 and not torch.cuda.is_available():
         raise ValueError(
-            f"--num-gpus {num_gpus}, but there is no GPU on this machine that torch can use: leave "
-            "the option out (torchrun starts several processes on CPUs)"
+            f"--num-gpus {args.num_gpus}, but there is no GPU on this machine that torch can use: "
+            "leave the option out (torchrun starts several processes on CPUs)"
         )
 
 

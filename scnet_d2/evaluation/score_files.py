@@ -24,28 +24,6 @@ from .metrics import check_inputs, score_fault
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "multilabel_scores.npz"  # of what the evaluator saves
-FORMATS = """\
-formats, by the end of the file's name:
-
-  .npz   what MultiLabelEvaluator saves: scores (N, C) float, labels (N, C) bool and, if they are
-         there, ignored (N, C) bool, class_names (C,) and image_ids (N,).
-
-  .csv   scores, one row an image, with the true labels in a second file given by --labels. Both
-         have the same classes and the same images, in any order:
-             image_id,cat,dog               image_id,cat,dog
-             a.jpg,0.93,0.02                a.jpg,1,0
-             b.jpg,0.10,0.75                b.jpg,-1,1
-         A score is in [0, 1]; a label is 1 or True (present), 0 or False (absent) or -1 (left
-         out). ; or tabs may separate the columns of either file, and 0,93 is 0.93 then. The
-         endings of image files may be absent from one of them.
-
-  .json  a list with one object an image. Classes are names:
-             [{"image_id": "a.jpg", "scores": {"cat": 0.93, "dog": 0.02},
-               "labels": ["cat"], "ignored": ["dog"]}, ...]
-         or positions in a list of scores:
-             [{"image_id": "a.jpg", "scores": [0.93, 0.02], "labels": [0]}, ...]
-         "ignored" may be absent.
-"""
 _ENDING = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
 _LABELS = {"-1": -1.0, "-1.0": -1.0} | dict.fromkeys(("0", "0.0", "false"), 0.0)
 _LABELS |= dict.fromkeys(("1", "1.0", "true"), 1.0)  # as pandas writes them, in lower case
@@ -98,7 +76,7 @@ class ScoreTable:
 def read_scores(
     path: str | os.PathLike, labels_path: str | os.PathLike | None = None
 ) -> ScoreTable:
-    """Read a score file of any of the `FORMATS`, by the end of its name.
+    """Read a score file, by the end of its name: .npz, .csv, .json; see `scnet scores --help`.
 
     Scores of 16 bits come as float32. Images that could not be read when the file was made are
     named in a warning.

@@ -2,15 +2,14 @@
 
 from .optimize import optimize_for_inference
 from .predictor import SCNetPredictor, describe_labels, rounded_scores
-from .run import OptsParser, add_model_options, load_run
+from .run import load_arguments, load_run
 from .visualizer import draw_labels
 
 __all__ = [
-    "OptsParser",
     "SCNetPredictor",
-    "add_model_options",
     "describe_labels",
     "draw_labels",
+    "load_arguments",
     "load_run",
     "optimize_for_inference",
     "rounded_scores",

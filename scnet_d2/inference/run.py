@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -16,6 +16,7 @@ from ..config import (
     ConfigError,
     add_scnet_config,
     check_dataset_names,
+    find_config,
     load_config,
     use_available_device,
 )
@@ -24,10 +25,6 @@ from ..data.problems import check_class_names
 CONFIG, CARD, THRESHOLDS = "config.yaml", "README.md", "thresholds.json"
 # What train_net.py leaves in a run's folder, and what a model folder has.
 WEIGHTS = RUN_WEIGHTS, MODEL_WEIGHTS = "model_final.pth", "model.safetensors"
-MODEL_HELP = (
-    "name of a model that comes with scnet_d2, folder of a model or of a run of train_net.py, or "
-    "user/name on the Hugging Face hub"
-)
 # Keys beside those of MODEL; the thresholds of classes are a file.
 _PREDICTION_KEYS = {
     "INPUT": ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT"),
@@ -36,23 +33,23 @@ _PREDICTION_KEYS = {
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
-class OptsParser(argparse.ArgumentParser):
-    """Parser of a program whose last option is `--opts KEY VALUE ...`, which takes all after it."""
+def load_arguments(args: argparse.Namespace, *, device_of_this_machine: bool = True) -> CfgNode:
+    """The config of `--model`, `--config-file` or `--weights` with `--opts`: see :func:`load_run`.
 
-    def error(self, message: str) -> NoReturn:
-        """Also for keys without `--opts`, and options after it."""
-        if message.startswith(("unrecognized", "the following arguments are required")):
-            message += "; config keys stand after --opts, at the end of the command"
-        super().error(message)
+    Raises:
+        ConfigError: also where none of them is given.
+    """
+    cfg = read_arguments(args)
+    return _ready(cfg, device_of_this_machine)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--model` to a program, and `--config-file`, another name of the same argument."""
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
-    group.add_argument(
-        "--config-file", dest="model", metavar="FILE", help="with MODEL.WEIGHTS in --opts"
-    )
+def read_arguments(args: argparse.Namespace) -> CfgNode:
+    """As :func:`load_arguments`, without a look at the device and the class names."""
+    if not (args.model or args.weights):
+        raise ConfigError(
+            "give --model; or --weights, and --config-file unless its config.yaml is beside it"
+        )
+    return _read(args.model or Path(args.weights).parent / CONFIG, args.weights, args.opts)
 
 
 def load_run(
@@ -78,6 +75,12 @@ def load_run(
         ConfigError: naming the file or the key, and the remedy.
         ValueError: if the class names do not fit, see `class_names`.
     """
+    return _ready(_read(source, weights, opts), device_of_this_machine)
+
+
+def _read(
+    source: str | os.PathLike, weights: str | os.PathLike | None, opts: Sequence[Any]
+) -> CfgNode:
     source = find_model(source)
     folder = source if source.is_dir() else None
     cfg = load_config(folder / CONFIG if folder else source, opts)
@@ -88,6 +91,10 @@ def load_run(
     thresholds = (folder or source.parent) / cfg.TEST.LABEL_THRESHOLDS
     if "TEST.LABEL_THRESHOLDS" not in opts[::2] and thresholds.is_file():
         cfg.TEST.LABEL_THRESHOLDS = os.fspath(thresholds)
+    return cfg
+
+
+def _ready(cfg: CfgNode, device_of_this_machine: bool) -> CfgNode:
     if device_of_this_machine:
         use_available_device(cfg)
     class_names(cfg)
@@ -98,9 +105,9 @@ def find_model(source: str | os.PathLike) -> Path:
     """The folder of a model, or a config file as it is.
 
     Args:
-        source: a folder, of a model or of a run; else the name of a model that comes with the
-            package; else user/name on the Hugging Face hub, from where it is downloaded unless it
-            has been before.
+        source: a folder, of a model or of a run; else the name of a config or of a model that comes
+            with the package; else user/name on the Hugging Face hub, from where it is downloaded
+            unless it has been before.
 
     Raises:
         ConfigError: naming what was looked for, and what else is taken.
@@ -114,8 +121,8 @@ def find_model(source: str | os.PathLike) -> Path:
         raise ConfigError(
             f"'{name}' are weights: give their folder, or a config file and MODEL.WEIGHTS {name}"
         )
-    if path.is_file() or path.suffix == ".yaml":
-        return path
+    if (config := find_config(path)).is_file() or path.suffix == ".yaml":
+        return config
     if name in model_zoo.list_models():
         return model_zoo.model_folder(name)
     if _HUB_ID.fullmatch(name):

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset((
 
 
 _NO_IMAGES = {
-    **dict.fromkeys((".csv", ".lst", ".txt"), "a list: scnet-tag takes its lines with - < {}"),
+    **dict.fromkeys((".csv", ".lst", ".txt"), "a list: scnet tag takes its lines with - < {}"),
     **dict.fromkeys(
         (".avi", ".mkv", ".mov", ".mp4", ".webm"),
         "a video: take frames from it, as with ffmpeg -i {} frames/%06d.jpg",

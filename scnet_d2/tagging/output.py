@@ -19,7 +19,7 @@ CSV_COLUMNS = (
     "file", "width", "height", "label", "score", "x0", "y0", "x1", "y1",
     "context_x0", "context_y0", "context_x1", "context_y1", "error",
 )  # fmt: skip
-_COCO_START = '{"info": {"description": "scnet-tag'
+_COCO_START = '{"info": {"description": "scnet tag'
 _START = b'{"file": '  # of every line
 _NO_BOX = [None] * 4
 
@@ -247,7 +247,7 @@ def _write_coco(file: TextIO, read, settings: dict, class_names: list[str]) -> N
         class_names: category ids are 1, 2, … in this order.
     """
     ids = {name: i for i, name in enumerate(class_names, 1)}
-    info = {"description": f"scnet-tag, scnet_d2 {settings['version']}"}
+    info = {"description": f"scnet tag, scnet_d2 {settings['version']}"}
     info |= {key: settings[key] for key in ("weights", "thresholds", "top_k")}
     categories = [{"id": i, "name": name} for name, i in ids.items()]
     file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)}')

@@ -1,7 +1,7 @@
-"""The page of demo/app.py: the functions behind it, and the page itself in a headless Chromium."""
+"""The page of `scnet app`: the functions behind it, and the page itself in a headless Chromium."""
 
 import base64
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -11,13 +11,14 @@ import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+from scnet_command.arguments import get_parser
 from scnet_d2.app.label_page import LabelledPhoto, list_labels, page_html
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.inference import SCNetPredictor
 
 import pytest
 import torch
-from conftest import REPO, small_config
+from conftest import small_config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -27,10 +28,8 @@ NAMES = (HOSTILE, *CLASSES[1:])
 
 
 def load_app():
-    spec = importlib.util.spec_from_file_location("app", REPO / "demo" / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.modules.pop("scnet_d2.cli.app", None)
+    return importlib.import_module("scnet_d2.cli.app")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +213,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 
 
 def test_the_page_is_for_this_machine_alone_unless_asked(app):
-    assert app.get_parser().parse_args(["--config-file", "x"]).host == "127.0.0.1"
+    assert get_parser().parse_args(["app", "--model", "x"]).host == "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -363,11 +362,11 @@ def url(app, run, browser, addresses):
     """The page as the command line serves it, with three example scenes."""
     folder, cfg = run
     command = [
-        "--config-file", folder / "config.yaml",
+        "app", "--config-file", folder / "config.yaml",
         "--examples", folder / "context_scenes" / "images" / "train",
-        "--opts", "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS,
+        "--weights", cfg.MODEL.WEIGHTS,
     ]  # fmt: skip
-    blocks = app.main(app.get_parser().parse_args(map(str, command)))
+    blocks = app.serve(get_parser().parse_args(map(str, command)))
     yield blocks.local_url
     blocks.close()
 

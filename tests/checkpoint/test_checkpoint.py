@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 
+from scnet_command import main
 from scnet_d2.checkpoint import (
     METADATA_KEY,
     CheckpointError,
@@ -17,7 +18,6 @@ from scnet_d2.data import TrainLoader
 from scnet_d2.engine import Trainer
 from scnet_d2.inference import SCNetPredictor
 
-import convert_torchvision
 import numpy as np
 import pytest
 import torch
@@ -265,7 +265,7 @@ def test_converted_torchvision_weights_give_torchvisions_features(
     network = imagenet_like(getattr(torchvision.models, name)(weights=None))
     torch.save(network.state_dict(), tmp_path / "in.pth")
     converted = str(tmp_path / f"out{end}")
-    convert_torchvision.main([str(tmp_path / "in.pth"), converted])
+    assert main(["convert", str(tmp_path / "in.pth"), "--output", converted]) == 0
     printed = capsys.readouterr().out
     if config:
         config += ("MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 64)
@@ -286,11 +286,11 @@ def test_converted_torchvision_weights_give_torchvisions_features(
         torch.testing.assert_close(features[f"res{i + 1}"], x, atol=1e-4, rtol=1e-4)
 
 
-def test_converter_refuses_other_networks(tmp_path):
+def test_converter_refuses_other_networks(tmp_path, capsys):
     torch.save({"layer1.0.conv1.weight": torch.ones(1), "cls_token": torch.ones(1)}, tmp_path / "x")
-    files = [str(tmp_path / "x"), str(tmp_path / "y.pkl")]
-    with pytest.raises(CheckpointError, match=r"x: 'cls_token' is no tensor of torchvision's Res"):
-        convert_torchvision.main(files)
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "x"), "--output", str(tmp_path / "y.pkl")])
+    assert "x: 'cls_token' is no tensor of torchvision's ResNet" in capsys.readouterr().err
     assert not (tmp_path / "y.pkl").exists()
 
 
@@ -441,7 +441,7 @@ def test_file_without_a_backbone_is_an_error(tmp_path):
 @pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
 def test_unconverted_torchvision_file_points_to_the_converter(tmp_path, query):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(CheckpointError, match=r"tools/convert_torchvision\.py"):
+    with pytest.raises(CheckpointError, match=r"scnet convert"):
         load(scnet(), f"{tmp_path / 'resnet18.pth'}{query}")
 
 

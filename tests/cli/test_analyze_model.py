@@ -1,10 +1,11 @@
-"""tools/analyze_model.py against numbers worked by hand."""
+"""`scnet analyze` against numbers worked by hand."""
 
 from argparse import Namespace
 
-import analyze_model
+from scnet_d2.cli import analyze
+from scnet_d2.cli.analyze import FASTER_RCNN, Cost
+
 import pytest
-from analyze_model import FASTER_RCNN, Cost
 from conftest import small_config
 
 BOXES = 10
@@ -13,7 +14,7 @@ TRUNK = 64 * 7 * 7 * 32 + 32 * 32  # 64 channels pooled to 7 x 7, two dense laye
 
 @pytest.fixture(scope="module")
 def parts():
-    return analyze_model.count(small_config(), 96, BOXES)
+    return analyze.count(small_config(), 96, BOXES)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_the_rpn_costs_a_convolution_and_its_two_predictors(parts):
 
 
 def test_faster_rcnn_has_the_same_backbone_and_one_head(parts):
-    detector = analyze_model.count(small_config(*FASTER_RCNN), 96, BOXES)
+    detector = analyze.count(small_config(*FASTER_RCNN), 96, BOXES)
     assert detector.keys() == {"backbone", "FPN", "RPN", "box head (Faster R-CNN)"}
     for part in ("backbone", "FPN", "RPN"):
         assert detector[part] == parts[part]
@@ -47,7 +48,7 @@ def test_memory_and_hours_follow_from_the_shown_arithmetic():
         "SOLVER.IMS_PER_BATCH", 16, "SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.MAX_ITER", 3600
     )
     args = Namespace(gpu_tflops=10, utilisation=0.6, bytes=4, copies=2)
-    text = " ".join(analyze_model.recipe(cfg, Cost(2**30 / 12, 1e12, 2**30 / 16), args).split())
+    text = " ".join(analyze.recipe(cfg, Cost(2**30 / 12, 1e12, 2**30 / 16), args).split())
     assert "= 1.0 + 1.0 GiB = 2.0 GiB" in text
     assert "= 12.00 TFLOP; / (10 TFLOP/s x 0.6) = 2.00 s" in text
     assert "3,600 iterations x 2.00 s = 2.0 h on 8 GPUs" in text
@@ -58,5 +59,5 @@ def test_training_counts_the_sampled_boxes_in_the_heads_alone():
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 5, "MODEL.RPN.POST_NMS_TOPK_TEST", 10
     )
     cost = Cost(1, 8, 6)
-    found = analyze_model.training({"FPN": cost, "object head": cost}, cfg)
+    found = analyze.training({"FPN": cost, "object head": cost}, cfg)
     assert found == {"FPN": cost, "object head": Cost(1, 4, 3)}

@@ -1,9 +1,11 @@
-"""tools/check_datasets.py on small data sets with each fault it knows."""
+"""`scnet check` on small data sets with each fault it knows."""
 
 import json
 
-import check_datasets
+from scnet_d2.cli import check
+
 import pytest
+from conftest import scnet
 from PIL import Image
 
 
@@ -28,7 +30,7 @@ def data(tmp_path):
 
 
 def problems(capsys, arguments):
-    code = check_datasets.main(arguments)
+    code = scnet("check", *arguments)
     printed = capsys.readouterr().out
     found = [line for line in printed.splitlines() if line.startswith("problem:")]
     assert code == bool(found)
@@ -169,7 +171,7 @@ def test_many_classes_without_examples_are_counted_and_ten_named(capsys, data, t
 def test_a_part_of_a_published_data_set_is_a_problem_where_all_of_it_is_asked_for(
     capsys, data, monkeypatch
 ):
-    monkeypatch.setitem(check_datasets.IMAGES, data[3], 5)
+    monkeypatch.setitem(check.IMAGES, data[3], 5)
     found, printed = problems(capsys, data)
     assert not found
     assert "has 3 images, published are 5" in printed
@@ -226,15 +228,15 @@ def test_an_unknown_name_is_a_problem(capsys):
 
 @pytest.mark.parametrize(("labelled", "expected"), [(2, 0), (1, 1)])
 def test_counts_are_compared_with_the_published_ones(monkeypatch, labelled, expected):
-    monkeypatch.setattr(check_datasets, "IMAGES", {"toys": 3})
-    monkeypatch.setattr(check_datasets, "ANNOTATED", {"toys": 2})
+    monkeypatch.setattr(check, "IMAGES", {"toys": 3})
+    monkeypatch.setattr(check, "ANNOTATED", {"toys": 2})
     records = [{"image_labels": [0] * (i < labelled), "ignored_labels": []} for i in range(3)]
-    assert len(list(check_datasets.wrong_counts("toys", records))) == expected
-    assert len(list(check_datasets.wrong_counts("toys", records[:2]))) == 1 + expected
+    assert len(list(check.wrong_counts("toys", records))) == expected
+    assert len(list(check.wrong_counts("toys", records[:2]))) == 1 + expected
 
 
 @pytest.mark.parametrize("width", [20, 80, 200])
 def test_the_histogram_fits_the_terminal(width):
-    lines = check_datasets.histogram(["dining table"] * 80, list(range(80)), width).splitlines()
+    lines = check.histogram(["dining table"] * 80, list(range(80)), width).splitlines()
     assert max(map(len, lines)) <= max(width, 25)
     assert sum(line.count("dining table") for line in lines) == 80

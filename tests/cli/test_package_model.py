@@ -1,4 +1,4 @@
-"""package_model.py: a run becomes a model folder that any program loads."""
+"""`scnet models package`: a run becomes a model folder that any program loads."""
 
 import json
 import os
@@ -9,25 +9,23 @@ from pathlib import Path
 
 from scnet_d2 import load_config, model_zoo
 from scnet_d2.checkpoint import BrokenCheckpointError, CheckpointError, SCNetCheckpointer
+from scnet_d2.cli import package
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate, render_scene
 from scnet_d2.evaluation import save_thresholds
 from scnet_d2.evaluation.score_files import FILE_NAME, ScoreTable, write_scores
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.inference.export import write_safetensors
 from scnet_d2.outputs import write_image
-from scnet_d2.tagging.program import main as tag
 
 import numpy as np
-import package_model
 import pytest
 import torch
-from conftest import CONFIGS, small_config
+from conftest import CONFIGS, scnet, small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from safetensors.torch import load_file
 
-import demo
-
+PACKAGE = ("models", "package")
 DATA = ("package_train", "package_test")
 TIMM = "VOC-MultiLabel/scnet_EfficientNet_Lite0_FPN_256px.yaml"
 
@@ -80,7 +78,7 @@ def packaged(run, root, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("zoo") / "tiny"
     data = [DATA[0], str(root / "annotations" / "train.json"), str(root / "images" / "train")]
     try:
-        assert package_model.main([str(run), str(output), "--register-coco", *data]) == 0
+        assert scnet(*PACKAGE, run, "--output", output, "--register-coco", *data) == 0
     finally:
         DatasetCatalog.pop(DATA[0])
         MetadataCatalog.pop(DATA[0])
@@ -108,7 +106,7 @@ def test_the_folder_scores_as_the_run_with_weights_of_half_the_size(run, package
 def test_a_timm_model_loads_without_data_network_or_imagenet_weights(tmp_path, monkeypatch):
     names = [f"c{i}" for i in range(20)]
     run = save_run(tmp_path / "run", load_config(CONFIGS / TIMM, ["MODEL.DEVICE", "cpu"]), names)
-    assert package_model.main([str(run), str(tmp_path / "tiny")]) == 0
+    assert scnet(*PACKAGE, run, "--output", tmp_path / "tiny") == 0
     shutil.rmtree(run)
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("network"))
     monkeypatch.setattr(DatasetCatalog, "get", lambda name: pytest.fail("data"))
@@ -138,7 +136,7 @@ def test_the_card_has_the_images_of_training_and_test_with_each_label(root, pack
 
 def test_without_data_and_scores_the_card_says_less(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("inference"))
-    assert package_model.main([str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert scnet(*PACKAGE, tmp_path / "run", "--output", tmp_path / "out") == 0
     said = capsys.readouterr().err
     assert f"lacks results: no {tmp_path / 'run' / 'inference' / DATA[1] / FILE_NAME}" in said
     assert f"training images: {DATA[0]} is not registered, see --register-coco\n" in said
@@ -149,7 +147,7 @@ def test_thresholds_of_the_classes_go_with_the_model(run, tmp_path, monkeypatch)
     thresholds = np.linspace(0.1, 0.9, len(CLASSES))
     save_thresholds(tmp_path / "tuned.json", thresholds, CLASSES, source="val")
     opts = ["--opts", "TEST.LABEL_THRESHOLDS", str(tmp_path / "tuned.json")]
-    assert package_model.main([str(run), str(tmp_path / "out"), *opts]) == 0
+    assert scnet(*PACKAGE, run, "--output", tmp_path / "out", *opts) == 0
     (tmp_path / "tuned.json").unlink()
     monkeypatch.chdir(tmp_path)
     found = SCNetPredictor.from_pretrained("out", "cpu").thresholds
@@ -160,15 +158,14 @@ def test_nothing_is_written_over_and_what_scores_otherwise_is_not_kept(
     run, packaged, tmp_path, monkeypatch, capsys
 ):
     before = {file: file.stat() for file in packaged.iterdir()}
-    with pytest.raises(SystemExit):
-        package_model.main([str(run), str(packaged)])
+    assert scnet(*PACKAGE, run, "--output", packaged) == 2
     assert "is not empty: choose another folder" in capsys.readouterr().err
     assert {file: file.stat() for file in packaged.iterdir()} == before
-    monkeypatch.setattr(package_model, "TOLERANCE", 0)
-    assert package_model.main([str(run), str(tmp_path / "out")]) == 1
+    monkeypatch.setattr(package, "TOLERANCE", 0)
+    assert scnet(*PACKAGE, run, "--output", tmp_path / "out") == 1
     assert re.search("Not kept: .*; use --dtype float32", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
-    assert package_model.main([str(run), str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    assert scnet(*PACKAGE, run, "--output", tmp_path / "out", "--dtype", "float32") == 0
     assert "differ by 0.0e+00 from the run's (median), 0.0e+00 (most)" in capsys.readouterr().out
 
 
@@ -203,9 +200,9 @@ def test_programs_take_the_name_of_a_shipped_model(packaged, tmp_path, monkeypat
     write_image(tmp_path / "scene.png", image)
     scores = SCNetPredictor.from_pretrained("tiny", "cpu")(image)["image_scores"].tolist()
     files = [str(tmp_path / "scene.png"), "--output", str(tmp_path / "labels.jsonl")]
-    assert tag([*files, "--model", "tiny", "--threshold", "0", "--workers", "0"]) == 0
-    options = ["--model", "tiny", "--input", files[0], "--output", str(tmp_path / "out")]
-    assert demo.main(demo.get_parser().parse_args([*options, "--threshold", "0"])) == 0
+    assert scnet("tag", *files, "--model", "tiny", "--threshold", 0, "--workers", 0) == 0
+    options = ["--model", "tiny", "--output", tmp_path / "out", "--threshold", 0]
+    assert scnet("demo", files[0], *options) == 0
     for lines in (tmp_path / "labels.jsonl", tmp_path / "out" / "labels.jsonl"):
         found = {x["label"]: x["score"] for x in json.loads(lines.read_text())["labels"]}
         assert [found[name] for name in CLASSES] == pytest.approx(scores, abs=2e-4)

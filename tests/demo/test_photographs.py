@@ -6,17 +6,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scnet_d2.checkpoint import SCNetCheckpointer
+from scnet_d2.cli import demo
 from scnet_d2.data import read_image
 from scnet_d2.inference import SCNetPredictor
 from scnet_d2.modeling.test_time_augmentation import build_tta
-from scnet_d2.tagging import program
 
 import photographs
 import pytest
 import torch
+from conftest import scnet
 from detectron2.modeling import build_model
-
-import demo
 
 needs_skimage = pytest.mark.skipif(find_spec("skimage") is None, reason="no scikit-image")
 
@@ -69,7 +68,7 @@ SHOWN = {"astronaut.png": ["person"], "chelsea.png": ["cat"], "coffee.png": [], 
 def test_the_shipped_model_tags_what_the_photographs_show_and_is_averaged_over_views(tmp_path):
     copied, lines = tmp_path / "photographs", tmp_path / "labels.jsonl"
     photographs.copy_photographs(copied)
-    assert program.main([str(copied), "--model", MODEL, "--output", str(lines)]) == 0
+    assert scnet("tag", copied, "--model", MODEL, "--output", lines) == 0
     records = {Path(r["file"]).name: r["labels"] for r in map(json.loads, lines.open())}
     assert {file: [x["label"] for x in labels] for file, labels in records.items()} == SHOWN
     predictor = SCNetPredictor.from_pretrained(MODEL, "cpu")

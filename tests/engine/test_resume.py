@@ -8,7 +8,9 @@ import shutil
 import signal
 from functools import partial
 
+from scnet_command.arguments import train_net_parser
 from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer, read_checkpoint
+from scnet_d2.cli import train
 from scnet_d2.data import DatasetError, TrainLoader, register_coco_multilabel
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.engine import Trainer, TrainingError
@@ -25,9 +27,6 @@ from detectron2.engine.defaults import default_setup
 from detectron2.modeling import build_model
 from tiny import tiny_trainer
 from torch import nn
-
-from train_net import argument_parser
-from train_net import main as train_net_main
 
 # Its batch norms are trained: their running statistics have to go on as well.
 TIMM = (
@@ -328,9 +327,9 @@ def test_a_smaller_max_iter_than_the_iterations_trained_is_said_and_nothing_over
     shutil.copytree(runs["whole"], tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
     command = f"--config-file {tmp_path}/config.yaml --resume OUTPUT_DIR {tmp_path}"
-    args = argument_parser().parse_args([*command.split(), "SOLVER.MAX_ITER", "3"])
+    args = train_net_parser().parse_args([*command.split(), "SOLVER.MAX_ITER", "3"])
     with pytest.raises(TrainingError, match="trained for 7 iterations, but SOLVER"):
-        train_net_main(args)
+        train.main(args)
     assert contents(tmp_path) == before
 
 
@@ -349,12 +348,12 @@ def test_a_json_with_its_categories_in_another_order_is_refused_and_nothing_over
     register_coco_multilabel("resume_swapped", swapped, scenes / "images" / "train")
     command = f"--config-file {tmp_path}/config.yaml {mode} OUTPUT_DIR {tmp_path} SOLVER.MAX_ITER 2"
     weights = f"MODEL.WEIGHTS {tmp_path}/model_final.pth"
-    args = argument_parser().parse_args([*command.split(), *weights.split()])
+    args = train_net_parser().parse_args([*command.split(), *weights.split()])
     split = "TEST" if mode == "--eval-only" else "TRAIN"
     args.opts += [f"DATASETS.{split}", "('resume_swapped',)"]
     message = f"class 0 is '{second['name']}' in .*final.pth and '{first['name']}' in"
     with pytest.raises(CheckpointError, match=message):
-        train_net_main(args)
+        train.main(args)
     DatasetCatalog.remove("resume_swapped")
     assert contents(tmp_path) == before
 
@@ -371,9 +370,9 @@ def test_a_refused_evaluation_leaves_the_config_beside_foreign_weights_as_it_is(
     val = scenes / "annotations" / "val.json", scenes / "images" / "val"
     command = ["--config-file", tmp_path / "config.yaml", "--eval-only", "--register-coco"]
     opts = "OUTPUT_DIR", tmp_path / "run", "MODEL.WEIGHTS", tmp_path / "run/w.pth"
-    args = argument_parser().parse_args(map(str, [*command, "resume_val", *val, *opts]))
+    args = train_net_parser().parse_args(map(str, [*command, "resume_val", *val, *opts]))
     with pytest.raises(CheckpointError, match=f"class 0 is '{names[0]}' in .*w.pth"):
-        train_net_main(args)
+        train.main(args)
     assert contents(tmp_path / "run") == before
     assert [p.name for p in (tmp_path / "run").rglob("*.txt")] == ["log.txt"]
     assert not (tmp_path / "run/inference/config.yaml").exists()

@@ -1,6 +1,5 @@
 """Bootstrap intervals and comparisons against a loop that evaluates every resampled test set."""
 
-import importlib
 import json
 import re
 
@@ -14,6 +13,7 @@ from scnet_d2.evaluation import (
 
 import numpy as np
 import pytest
+from conftest import scnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,11 +149,6 @@ def test_impossible_requests_are_named():
         map_interval(first, np.isin(np.arange(40).reshape(20, 2), 2 * only), replicates=1)
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return importlib.import_module("compare_scores")
-
-
 def save(path, scores, labels, *, rows=slice(None), ids=None, names="abc", ignored=None):
     arrays = {
         "image_ids": np.arange(len(scores)) if ids is None else ids,
@@ -165,11 +160,11 @@ def save(path, scores, labels, *, rows=slice(None), ids=None, names="abc", ignor
     return str(path)
 
 
-def test_tool_matches_images_by_their_ids(tool, tmp_path, capsys):
+def test_tool_matches_images_by_their_ids(tmp_path, capsys):
     first, second, labels = make(60, 3, seed=6)
     a = save(tmp_path / "a.npz", first, labels)
     b = save(tmp_path / "b.npz", second, labels, rows=np.random.default_rng(0).permutation(60))
-    tool.main([a, b, "--replicates", "100", "--seed", "7", "--json"])
+    assert scnet("compare", a, b, "--replicates", 100, "--seed", 7, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     expected = compare_map(first, second, labels, replicates=100, seed=7)
     for key, value in zip(("A", "B", "difference", "p"), expected):
@@ -180,10 +175,10 @@ def test_tool_matches_images_by_their_ids(tool, tmp_path, capsys):
     )
 
 
-def test_tool_prints_both_rows_the_difference_and_p(tool, tmp_path, capsys):
+def test_tool_prints_both_rows_the_difference_and_p(tmp_path, capsys):
     first, second, labels = make(60, 3, seed=6)
     files = [save(tmp_path / f"{n}.npz", s, labels) for n, s in (("a", first), ("b", second))]
-    tool.main([*files, "--replicates", "50"])
+    assert scnet("compare", *files, "--replicates", 50) == 0
     out = capsys.readouterr().out
     assert re.search(r"mAP +CP +CR +CF1 +OP +OR +OF1", out)
     assert re.search(
@@ -203,15 +198,12 @@ def test_tool_prints_both_rows_the_difference_and_p(tool, tmp_path, capsys):
         ({"ignored": (7, 2)}, "the ignored entries differ: image 7, class 'c'"),
     ],
 )
-def test_tool_refuses_other_data_and_names_the_first_difference(
-    tool, tmp_path, capsys, change, message
-):
+def test_tool_refuses_other_data_and_names_the_first_difference(tmp_path, capsys, change, message):
     first, second, labels = make(60, 3, seed=6)
     other = {"labels": labels.copy(), "ignored": np.zeros_like(labels)} | change
     for key in change.keys() & {"labels", "ignored"}:
         other[key] = (labels if key == "labels" else np.zeros_like(labels)).copy()
         other[key][change[key]] ^= True
     files = save(tmp_path / "a.npz", first, labels), save(tmp_path / "b.npz", second, **other)
-    with pytest.raises(SystemExit):
-        tool.main([*files])
+    assert scnet("compare", *files) == 2
     assert message in capsys.readouterr().err

@@ -1,10 +1,9 @@
-"""MultiLabelEvaluator, its table, and tools/evaluate_scores.py.
+"""MultiLabelEvaluator, its table, and `scnet scores`.
 
 The data set is the hand-worked example of test_metrics.py: mAP 101/108, CP 8/9, CR 13/18,
 CF1 208/261, OP 5/6, OR 5/7, OF1 10/13.
 """
 
-import importlib
 import json
 import math
 import re
@@ -16,6 +15,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from conftest import scnet
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import inference_on_dataset
@@ -323,11 +323,6 @@ def test_table_takes_the_metrics_with_class_names():
     assert lines[-1].split() == ["cat", "25.00", "dog", "75.00"]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return importlib.import_module("evaluate_scores")
-
-
 CSV_SCORES = "image_id,cat,dog\na.jpg,0.9,0.2\nb.jpg,0.8,0.75\n"
 CSV_LABELS = "image_id,cat,dog\nb.jpg,-1,1\na.jpg,1,0\n"
 JSON_NAMES = [
@@ -340,32 +335,32 @@ JSON_POSITIONS = [
 ]
 
 
-def run_tool(tool, capsys, *arguments):
-    tool.main([*map(str, arguments), "--json"])
+def run_tool(capsys, *arguments):
+    assert scnet("scores", *arguments, "--json") == 0
     (metrics,) = json.loads(capsys.readouterr().out).values()
     return metrics
 
 
-def test_tool_gives_the_evaluators_numbers_for_its_file(tool, dataset, tmp_path, capsys):
+def test_tool_gives_the_evaluators_numbers_for_its_file(dataset, tmp_path, capsys):
     dicts = dataset_dicts(image_labels=[[0], [1], [0], [0]])  # no traffic light
     metrics = evaluate(dataset(dicts), dicts, output_dir=str(tmp_path))["multilabel"]
-    printed = run_tool(tool, capsys, tmp_path / "multilabel_scores.npz")
+    printed = run_tool(capsys, tmp_path / "multilabel_scores.npz")
     assert printed.pop("AP-traffic light") is None  # nan is no JSON
     assert printed == {key: metrics[key] for key in printed} and len(printed) == len(metrics) - 1
 
 
-def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
+def test_tool_reads_csv_and_both_kinds_of_json_alike(tmp_path, capsys):
     (tmp_path / "scores.csv").write_text(CSV_SCORES, encoding="utf-8-sig")  # as Excel writes it
     (tmp_path / "labels.csv").write_text(CSV_LABELS)
     names = [JSON_NAMES[0] | {"labels": "cat"}, JSON_NAMES[1]]  # a text for a list of one
     (tmp_path / "text.json").write_text(json.dumps(names))
     (tmp_path / "names.json").write_text(json.dumps(JSON_NAMES), encoding="utf-8-sig")
     (tmp_path / "positions.json").write_text(json.dumps(JSON_POSITIONS))
-    from_csv = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
+    from_csv = run_tool(capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
     assert [from_csv[key] for key in SEVEN] == [100.0] * 7  # cat's 0.8 in b.jpg is left out
-    assert run_tool(tool, capsys, tmp_path / "names.json") == from_csv
-    assert run_tool(tool, capsys, tmp_path / "text.json") == from_csv
-    positions = run_tool(tool, capsys, tmp_path / "positions.json")
+    assert run_tool(capsys, tmp_path / "names.json") == from_csv
+    assert run_tool(capsys, tmp_path / "text.json") == from_csv
+    positions = run_tool(capsys, tmp_path / "positions.json")
     assert list(positions.values()) == list(from_csv.values())
 
 
@@ -394,35 +389,34 @@ def test_tool_reads_csv_and_both_kinds_of_json_alike(tool, tmp_path, capsys):
         "ids-without-endings",
     ],
 )
-def test_tool_takes_labels_whose_meaning_is_plain(tool, tmp_path, capsys, labels):
+def test_tool_takes_labels_whose_meaning_is_plain(tmp_path, capsys, labels):
     (tmp_path / "scores.csv").write_text(CSV_SCORES)
     (tmp_path / "labels.csv").write_text(labels)
-    printed = run_tool(tool, capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
+    printed = run_tool(capsys, tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv")
     assert [printed[key] for key in SEVEN] == [100.0] * 7  # as with 1, 0 and commas
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
-def test_tool_takes_decimal_commas_where_others_separate(tool, tmp_path, capsys, separator):
+def test_tool_takes_decimal_commas_where_others_separate(tmp_path, capsys, separator):
     scores = CSV_SCORES.replace(",", separator).replace(".2", ",2").replace(".75", ",75")
     assert "0,75\n" in scores
     (tmp_path / "scores.CSV").write_text(scores)
     (tmp_path / "labels.csv").write_text(CSV_LABELS)
-    printed = run_tool(tool, capsys, tmp_path / "scores.CSV", "--labels", tmp_path / "labels.csv")
+    printed = run_tool(capsys, tmp_path / "scores.CSV", "--labels", tmp_path / "labels.csv")
     assert [printed[key] for key in SEVEN] == [100.0] * 7
 
 
-def test_tool_names_a_labels_file_in_utf_16(tool, tmp_path, capsys):
+def test_tool_names_a_labels_file_in_utf_16(tmp_path, capsys):
     (tmp_path / "scores.csv").write_text(CSV_SCORES)
     (tmp_path / "labels.csv").write_text(CSV_LABELS, encoding="utf-16")  # Excel's "Unicode text"
-    with pytest.raises(SystemExit):
-        tool.main([str(tmp_path / "scores.csv"), "--labels", str(tmp_path / "labels.csv")])
+    assert scnet("scores", tmp_path / "scores.csv", "--labels", tmp_path / "labels.csv") == 2
     assert f"error: {tmp_path}/labels.csv: not UTF-8" in capsys.readouterr().err
 
 
-def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
+def test_tool_prints_a_table_for_each_file(tmp_path, capsys):
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(JSON_NAMES))
-    tool.main([str(path), str(path)])
+    assert scnet("scores", path, path) == 0
     out = capsys.readouterr().out
     assert out.count(f"{path}: 2 images, 2 classes") == out.count("mAP") == 2
 
@@ -486,13 +480,12 @@ def test_tool_prints_a_table_for_each_file(tool, tmp_path, capsys):
         ("a.txt", "", None, "neither .npz, .csv nor .json"),
     ],
 )
-def test_tool_names_what_is_wrong(tool, tmp_path, capsys, *, name, content, labels, message):
+def test_tool_names_what_is_wrong(tmp_path, capsys, *, name, content, labels, message):
     (tmp_path / name).write_text(content)
     (tmp_path / "labels.csv").write_text(labels or "")
     arguments = [str(tmp_path / name)] + (
         ["--labels", str(tmp_path / "labels.csv")] if labels else []
     )
-    with pytest.raises(SystemExit):
-        tool.main(arguments)
+    assert scnet("scores", *arguments) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error

@@ -1,11 +1,10 @@
 """Score files: what is written comes back, and what is wrong with a file is said with its name."""
 
-import importlib
-
 from scnet_d2.evaluation import ScoreFileError, ScoreTable, read_scores, write_scores
 
 import numpy as np
 import pytest
+from conftest import scnet
 
 SCORES = np.array([[0.25, 0.5, 1], [0, 0.75, 0.125]], dtype=np.float32)
 LABELS = np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)
@@ -78,22 +77,19 @@ def test_a_table_that_contradicts_itself_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments"),
+    ("command", "arguments"),
     [
-        ("evaluate_scores", ["{file}"]),
-        ("compare_scores", ["{file}", "{file}"]),
-        ("tune_thresholds", ["{file}", "--output", "{folder}/t.json"]),
+        ("scores", ["{file}"]),
+        ("compare", ["{file}", "{file}"]),
+        ("tune", ["{file}", "--output", "{folder}/t.json"]),
         ("report", ["{folder}"]),
     ],
 )
-def test_every_program_names_a_truncated_file(program, arguments, tmp_path, capsys):
+def test_every_program_names_a_truncated_file(command, arguments, tmp_path, capsys):
     file = tmp_path / "inference" / "d" / "multilabel_scores.npz"
     file.parent.mkdir(parents=True)
     write_scores(file, make_table())
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(SystemExit):
-        importlib.import_module(program).main(
-            [a.format(file=file, folder=tmp_path) for a in arguments]
-        )
+    assert scnet(command, *(a.format(file=file, folder=tmp_path) for a in arguments)) == 2
     assert f"{file}: " in capsys.readouterr().err
     assert not (tmp_path / "t.json").exists()

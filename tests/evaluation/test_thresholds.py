@@ -18,7 +18,7 @@ from scnet_d2.report.analysis import image_errors
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+from conftest import scnet, small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -121,7 +121,7 @@ def test_predictor_and_demo_take_the_thresholds_of_the_config(tmp_path):
     predictor = SCNetPredictor(cfg)
     np.testing.assert_array_equal(predictor.thresholds, tuned)
 
-    demo = importlib.import_module("demo")
+    demo = importlib.import_module("scnet_d2.cli.demo")
     assert demo.choose_thresholds(predictor, None) == dict(zip(CLASSES, tuned))
     assert demo.choose_thresholds(predictor, 0.3) == dict.fromkeys(CLASSES, 0.3)
 
@@ -163,7 +163,7 @@ def decided_by_tagger(score, threshold):
 
 
 def decided_by_demo(score, threshold):
-    demo, image = importlib.import_module("demo"), np.zeros((8, 8, 3), np.uint8)
+    demo, image = importlib.import_module("scnet_d2.cli.demo"), np.zeros((8, 8, 3), np.uint8)
     labels = describe_labels(output_of(score), ["cat"])
     return bool(demo.make_record("a.jpg", image, labels, {"cat": threshold})["labels"])
 
@@ -201,7 +201,7 @@ def test_every_program_decides_alike_which_labels_are_predicted(
 
 
 def test_the_demo_writes_and_draws_every_predicted_label():
-    demo, names = importlib.import_module("demo"), [f"class {i}" for i in range(20)]
+    demo, names = importlib.import_module("scnet_d2.cli.demo"), [f"class {i}" for i in range(20)]
     output = {"image_scores": torch.linspace(0.9, 0.1, 20)}  # 12 of them from 0.43 on
     labels, image = describe_labels(output, names), np.zeros((8, 8, 3), np.uint8)
     thresholds = dict.fromkeys(names, 0.43) | {"class 19": 0.1}
@@ -226,11 +226,11 @@ def test_tools_tune_on_one_file_and_evaluate_another(tmp_path, capsys):
     scores = (0.4 * labels + 0.3 * rng.random(labels.shape)).astype(np.float32)
     file, output = str(tmp_path / "val.npz"), str(tmp_path / "t.json")
     np.savez(file, scores=scores, labels=labels, class_names=NAMES)
-    importlib.import_module("tune_thresholds").main([file, "--output", output])
+    assert scnet("tune", file, "--output", output) == 0
     before, after = capsys.readouterr().out.splitlines()[2:4]
     assert before.split() == ["0.5", *values(multilabel_metrics(scores, labels))]
     assert after.split() == ["tuned", "100.00", "100.00", "100.00"]  # 0.3 and 0.4 tell them apart
-    importlib.import_module("evaluate_scores").main([file, "--thresholds", output, "--json"])
+    assert scnet("scores", file, "--thresholds", output, "--json") == 0
     assert json.loads(capsys.readouterr().out)[file]["OF1"] == 100
 
 

@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from scnet_d2.cli import export as program
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, render_scene
 from scnet_d2.inference import SCNetPredictor, describe_labels
 from scnet_d2.inference import export as formats
@@ -13,11 +14,10 @@ from scnet_d2.inference.export import Outputs, output_difference, pytorch_run
 from scnet_d2.modeling import LabelAggregator
 
 import cv2
-import export as program
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, small_config
+from conftest import REPO, scnet, small_config
 from detectron2.modeling import build_model
 
 TRACED = ("torchscript", "onnx")
@@ -243,30 +243,28 @@ def test_the_program_prints_differences_and_keeps_a_file_from_being_lost(tmp_pat
     config, photograph, output = (tmp_path / x for x in ("config.yaml", "photo.png", "model.pt"))
     config.write_text(predictor.cfg.dump())
     cv2.imwrite(str(photograph), scene((90, 120)))
-    weights = ("--opts", "MODEL.WEIGHTS", predictor.cfg.MODEL.WEIGHTS)
+    weights = ("--weights", predictor.cfg.MODEL.WEIGHTS)
     command = ["--config-file", config, *weights, "--format", "torchscript", "--output", output]
-    command = [str(x) for x in (*command, "--check", photograph)]
+    command = ["export", *command, "--check", photograph]
 
-    assert program.main(command) == 0
+    assert scnet(*command) == 0
     printed = capsys.readouterr().out
     assert re.findall(r"photo\.png +(\d+ x \d+) +0\.0e\+00 +(\d+) of \2 ", printed) == [
         ("90 x 120", "50"), ("120 x 160", "50"), ("150 x 200", "50"),
     ]  # fmt: skip
 
     before, files = output.stat(), set(tmp_path.iterdir())
-    with pytest.raises(SystemExit):
-        program.main(command)
+    assert scnet(*command) == 2
     assert "there already" in capsys.readouterr().err
-    assert program.main([*command, "--overwrite", "--tolerance", "-1"]) == 1
+    assert scnet(*command, "--overwrite", "--tolerance", -1) == 1
     assert "Not kept: image scores differ" in capsys.readouterr().err
     assert output.stat() == before
     assert set(tmp_path.iterdir()) == files
 
 
 def test_safetensors_under_another_name_is_refused(capsys):
-    command = ["--config-file", "c", "--format", "safetensors", "--output", "model.st"]
-    with pytest.raises(SystemExit):
-        program.main(command)
+    command = ["export", "--config-file", "c", "--format", "safetensors", "--output", "model.st"]
+    assert scnet(*command) == 2
     assert "the checkpointer knows the format by .safetensors" in capsys.readouterr().err
 
 

@@ -4,7 +4,6 @@ The scores are the hand-worked example of test_metrics.py: mAP 101/108, CP 8/9, 
 CF1 208/261, OP 5/6, OR 5/7, OF1 10/13.
 """
 
-import importlib.util
 import json
 import pickle
 import re
@@ -17,7 +16,7 @@ from scnet_d2.report.page import build_html_report, load_run, write_html_report
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import scnet
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -293,17 +292,10 @@ def test_page_without_any_prediction(tmp_path):
     assert not page.all("table", "heat")
 
 
-def tool():
-    spec = importlib.util.spec_from_file_location("report_tool", REPO / "tools" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_tool_writes_the_tested_data_set_of_the_config(tmp_path, capsys):
     save_run(tmp_path, dataset="a_val")
     save_run(tmp_path, dataset="b_test", config={"DATASETS": {"TEST": ["b_test"], "TRAIN": ["t"]}})
-    tool().main([str(tmp_path)])
+    assert scnet("report", tmp_path) == 0
     assert "report.html" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text()
     assert "<h1>b_test</h1>" in text and "trained on t" in text
@@ -315,8 +307,7 @@ def test_tool_writes_the_tested_data_set_of_the_config(tmp_path, capsys):
 def test_tool_says_what_is_missing(tmp_path, capsys, datasets, words):
     for name in datasets:
         save_run(tmp_path, dataset=name)
-    with pytest.raises(SystemExit):
-        tool().main([str(tmp_path)])
+    assert scnet("report", tmp_path) == 2
     assert words in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""scnet-tag: inputs, formats, bad images, runs that are cut off, refusals, Ray."""
+"""scnet tag: inputs, formats, bad images, runs that are cut off, refusals, Ray."""
 
 import csv
 import io
@@ -19,14 +19,13 @@ from scnet_d2.tagging import output as tag_output
 from scnet_d2.tagging.inputs import ImageFinder, InputList, read_list
 from scnet_d2.tagging.local_engine import ImageReader, TagOptions
 from scnet_d2.tagging.output import FORMATS
-from scnet_d2.tagging.program import main
 
 import cv2
 import numpy as np
 import processes
 import pytest
 import torch
-from conftest import small_config
+from conftest import scnet, small_config
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -73,7 +72,7 @@ def tag(weights):
     def run(*arguments, output, weights=weights, workers=0):
         options = ["--weights", weights, "--output", output, "--workers", workers]
         options += ["--threshold", 0, "--top-k", 3, "--batch-size", BATCH]
-        return main([str(a) for a in (*options, *arguments)])
+        return scnet("tag", *options, *arguments)
 
     return run
 
@@ -83,7 +82,7 @@ def whole(weights, photos, tmp_path_factory) -> bytes:
     """JSON lines of an uninterrupted run."""
     output = tmp_path_factory.mktemp("whole") / "labels.jsonl"
     options = f"--weights {weights} --output {output} --threshold 0 --top-k 3 --workers 1"
-    assert main([*options.split(), "--batch-size", str(BATCH), str(photos)]) == 0
+    assert scnet("tag", *options.split(), "--batch-size", BATCH, photos) == 0
     return output.read_bytes()
 
 
@@ -236,7 +235,7 @@ def test_what_windows_puts_around_the_lines_of_a_list_is_taken_off(tmp_path, mon
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("list.txt", "is no image, but a list: scnet-tag takes its lines with - < "),
+        ("list.txt", "is no image, but a list: scnet tag takes its lines with - < "),
         ("clip.MP4", "is no image, but a video: take frames from it, as with ffmpeg -i "),
         ("https://a.org/b.jpg", "https://a.org/b.jpg is an address: download the image"),
     ],
@@ -395,7 +394,7 @@ def stop_in_the_second_chunk(stop: int) -> None:
 
 def run_and_be_killed(arguments):
     stop_in_the_second_chunk(signal.SIGKILL)
-    main(arguments)
+    scnet("tag", *arguments)
 
 
 def test_a_killed_run_goes_on_to_the_same_file(tag, whole, photos, weights, tmp_path, capsys):
