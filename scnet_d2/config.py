@@ -78,6 +78,7 @@ def find_config(name: str | os.PathLike) -> Path:
 
 def shipped_config(name: str) -> Path | None:
     """The file of a config that comes with the package; None where there is none of the name."""
+    name = name.removeprefix("configs/")  # as they are named in a clone
     files = (CONFIGS / f"{name}{ending}" for ending in ("", ".yaml"))
     return next((file for file in files if file.is_file()), None)
 
