@@ -18,6 +18,11 @@ def clip_box(box: Sequence[float], width: float, height: float) -> list[float] |
     Returns:
         The clipped box, or None if nothing with an area is left: an empty, inverted or outside
         box, or one with a coordinate that is not finite.
+
+    Example:
+        >>> clip_box([-5, 10, 30, 200], width=100, height=80)
+        [0.0, 10, 30, 80.0]
+        >>> clip_box([120, 10, 130, 20], width=100, height=80)  # outside
     """
     if not all(map(math.isfinite, box)):
         return None

@@ -53,6 +53,10 @@ def predicted(scores: float | np.ndarray, thresholds: float | np.ndarray) -> boo
     Args:
         scores: in [0, 1], not rounded; of any shape.
         thresholds: one number, or an array that broadcasts to the scores, such as (C,).
+
+    Example:
+        >>> bool(predicted(np.float32(0.7), 0.7))
+        True
     """
     return np.asarray(scores, np.float32) >= np.asarray(thresholds, np.float32)
 
@@ -85,6 +89,15 @@ def multilabel_metrics(
     Raises:
         ValueError: wrong shape or type, scores that are nan or outside [0, 1], no images, or
             nothing to evaluate (every entry ignored, or no positive in any class).
+
+    Example:
+        >>> scores = np.array([[0.9, 0.2], [0.8, 0.7], [0.6, 0.3]])
+        >>> labels = np.array([[1, 0], [0, 1], [1, 0]], dtype=bool)
+        >>> metrics = multilabel_metrics(scores, labels)
+        >>> metrics["per_class_AP"].round(2).tolist()
+        [83.33, 100.0]
+        >>> [round(metrics[key], 2) for key in ("mAP", "CP", "CR", "OF1")]
+        [91.67, 83.33, 100.0, 85.71]
     """
     scores, labels, ignored = check_inputs(scores, labels, ignored)
     _check_threshold(threshold, scores)
@@ -111,7 +124,12 @@ def multilabel_metrics(
 def named_metrics(
     metrics: dict[str, float | np.ndarray], class_names: Sequence[str]
 ) -> dict[str, float]:
-    """The metrics with one ``AP-<class>`` for each of C classes in the place of the array."""
+    """The metrics with one ``AP-<class>`` for each of C classes in the place of the array.
+
+    Example:
+        >>> named_metrics({"mAP": 75.0, "per_class_AP": np.array([50.0, 100.0])}, ["cat", "dog"])
+        {'mAP': 75.0, 'AP-cat': 50.0, 'AP-dog': 100.0}
+    """
     per_class = zip(class_names, metrics["per_class_AP"], strict=True)
     named = {key: value for key, value in metrics.items() if key != "per_class_AP"}
     return named | {f"AP-{name}": float(ap) for name, ap in per_class}
@@ -129,6 +147,12 @@ def precision_recall_curve(
     Returns:
         precision, recall, thresholds: (T,) each, highest threshold first, for the rule
         ``score >= threshold``. Recall is nan without positives.
+
+    Example:
+        >>> scores, labels = np.array([0.9, 0.8, 0.6]), np.array([True, False, True])
+        >>> precision, recall, thresholds = precision_recall_curve(scores, labels)
+        >>> precision.round(2).tolist(), recall.tolist(), thresholds.tolist()
+        ([1.0, 0.5, 0.67], [0.5, 0.5, 1.0], [0.9, 0.8, 0.6])
     """
     thresholds, group = np.unique(-scores, return_inverse=True)  # ascending in -score
     predicted = np.cumsum(np.bincount(group, minlength=len(thresholds)))
@@ -151,6 +175,11 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> AveragePrecisio
 
     Returns:
         Fractions; nan without positives.
+
+    Example:
+        >>> ap = average_precision(np.array([0.9, 0.8, 0.6]), np.array([True, False, True]))
+        >>> round(ap.exact, 4), round(ap.eleven_point, 4)  # (1 + 2/3) / 2, (6 + 5 * 2/3) / 11
+        (0.8333, 0.8485)
     """
     precision = _precision_at_positives(scores, labels)
     if not len(precision):
@@ -201,6 +230,11 @@ def top_k_decisions(scores: np.ndarray, ignored: np.ndarray, top_k: int) -> np.n
 
     Returns:
         (N, C) bool, at most ``top_k`` true in a row.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.2, 0.5], [0.4, 0.4, 0.4]])
+        >>> top_k_decisions(scores, np.zeros((2, 3), dtype=bool), top_k=2).astype(int).tolist()
+        [[1, 0, 1], [1, 1, 0]]
     """
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise ValueError(f"top_k must be a whole number of at least 1, got {top_k!r}")
@@ -239,6 +273,11 @@ def precision_recall_f1(counts: DecisionCounts) -> dict[str, float]:
     have positives; CF1 is the harmonic mean of CP and CR. OP, OR, OF1 add the counts of all classes
     up first. ([1]'s code adds one to OP's denominator for each class that is never predicted; this
     does not.)
+
+    Example:
+        >>> counts = DecisionCounts(*(np.array(x) for x in ([2, 1], [4, 1], [2, 2])))
+        >>> {key: round(float(x), 4) for key, x in precision_recall_f1(counts).items()}
+        {'CP': 0.75, 'CR': 0.75, 'CF1': 0.75, 'OP': 0.6, 'OR': 0.75, 'OF1': 0.6667}
     """
     tp, predicted, positives = counts
     present = positives > 0
@@ -257,7 +296,13 @@ def precision_recall_f1(counts: DecisionCounts) -> dict[str, float]:
 
 
 def mean_class_f1(counts: DecisionCounts) -> float:
-    """Mean over the classes that have positives of 2 TP / (predicted + positives) [2]."""
+    """Mean over the classes that have positives of 2 TP / (predicted + positives) [2].
+
+    Example:
+        >>> counts = DecisionCounts(*(np.array(x) for x in ([2, 1], [4, 1], [2, 2])))
+        >>> round(float(mean_class_f1(counts)), 4)  # 4 / 6 and 2 / 3
+        0.6667
+    """
     tp, predicted, positives = counts
     return _ratio(2 * tp, predicted + positives)[positives > 0].mean()
 

@@ -30,6 +30,12 @@ def tune_thresholds(
 
     Returns:
         (C,) in the type of ``scores``; 0.5 for a class without positives.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.2], [0.8, 0.7], [0.6, 0.3]])
+        >>> labels = np.array([[1, 0], [0, 1], [1, 0]], dtype=bool)
+        >>> tune_thresholds(scores, labels).tolist()  # of the first, F1 is 2/3, 2/4 and 4/5
+        [0.6, 0.7]
     """
     ignored = np.zeros_like(labels) if ignored is None else ignored
     columns = zip(scores.T, labels.T, ~ignored.T, strict=True)

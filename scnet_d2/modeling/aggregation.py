@@ -24,19 +24,34 @@ Aggregation = Callable[[torch.Tensor], torch.Tensor]  # (K, C) -> (C,)
 
 @AGGREGATION_REGISTRY.register()
 def max(scores: torch.Tensor) -> torch.Tensor:
-    """Highest score over the boxes, (K, C) -> (C,)."""
+    """Highest score over the boxes, (K, C) -> (C,).
+
+    Example:
+        >>> max(torch.tensor([[0.2, 0.5], [0.6, 0.5]]))
+        tensor([0.6000, 0.5000])
+    """
     return scores.amax(dim=0)
 
 
 @AGGREGATION_REGISTRY.register()
 def topk_mean(scores: torch.Tensor, topk: int) -> torch.Tensor:
-    """Mean of the `topk` highest scores over the boxes (of all, where there are fewer)."""
+    """Mean of the `topk` highest scores over the boxes (of all, where there are fewer).
+
+    Example:
+        >>> topk_mean(torch.tensor([[0.2, 0.5], [0.6, 0.5], [0.1, 0.0]]), topk=2)
+        tensor([0.4000, 0.5000])
+    """
     return scores.sort(dim=0, descending=True).values[:topk].mean(dim=0)
 
 
 @AGGREGATION_REGISTRY.register()
 def noisy_or(scores: torch.Tensor) -> torch.Tensor:
-    """Probability that at least one box has the label if boxes were independent."""
+    """Probability that at least one box has the label if boxes were independent.
+
+    Example:
+        >>> noisy_or(torch.tensor([[0.2, 0.5], [0.6, 0.5]]))  # 1 - 0.8 * 0.4, 1 - 0.5 * 0.5
+        tensor([0.6800, 0.7500])
+    """
     return 1 - (1 - scores).prod(dim=0)
 
 
@@ -46,6 +61,10 @@ def logsumexp(scores: torch.Tensor, sharpness: float) -> torch.Tensor:
 
     Source: Pinheiro and Collobert, "From image-level to pixel-level labeling with convolutional
     networks", CVPR 2015.
+
+    Example:
+        >>> logsumexp(torch.tensor([[0.2, 0.5], [0.6, 0.5]]), sharpness=10)  # log((e²+e⁶)/2)/10
+        tensor([0.5325, 0.5000])
     """
     log_num_boxes = torch.logsumexp(torch.zeros_like(scores), dim=0)  # len() is frozen in tracing
     return (torch.logsumexp(scores * sharpness, dim=0) - log_num_boxes) / sharpness

@@ -24,6 +24,10 @@ def expand_boxes(
 
     Raises:
         ValueError: if `boxes` is not (K, 4) or `ratio` is below 1.
+
+    Example:
+        >>> expand_boxes(torch.tensor([[10.0, 20, 30, 40]]), image_size=(45, 100), ratio=2)
+        tensor([[ 0., 10., 40., 45.]])
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"expand_boxes takes boxes of shape (K, 4), got {tuple(boxes.shape)}")
@@ -50,6 +54,14 @@ def object_label_targets(
 
     Returns:
         (K, C) float32 multi-hot targets; a background box is all zero.
+
+    Example:
+        >>> targets = Instances((100, 100), gt_boxes=Boxes([[0, 0, 10, 10]]))
+        >>> targets.gt_classes = torch.tensor([1])
+        >>> boxes = Boxes([[0, 0, 10, 8], [50, 50, 60, 60]])
+        >>> object_label_targets(boxes, targets, num_classes=3, iou_threshold=0.5)
+        tensor([[0., 1., 0.],
+                [0., 0., 0.]])
     """
     return _multi_hot(pairwise_iou(targets.gt_boxes, boxes) >= iou_threshold, targets, num_classes)
 
@@ -68,6 +80,14 @@ def context_label_targets(
 
     Returns:
         (K, C) float32 multi-hot targets.
+
+    Example:
+        >>> targets = Instances((100, 100), gt_boxes=Boxes([[0, 0, 10, 10]]))
+        >>> targets.gt_classes = torch.tensor([1])
+        >>> boxes = Boxes([[0, 0, 5, 10], [0, 0, 4, 10]])  # half of the object, and less
+        >>> context_label_targets(boxes, targets, num_classes=3, coverage=0.5)
+        tensor([[0., 1., 0.],
+                [0., 0., 0.]])
     """
     # IoA: intersection / area of the ground-truth box
     inside = pairwise_ioa(context_boxes, targets.gt_boxes) >= coverage  # (K, G)
@@ -119,6 +139,10 @@ def scale_boxes(
     """Boxes (C, 4) XYXY of an image of `size` (height, width) in the same image of `new_size`.
 
     They are clipped to it; nan, which `Boxes` refuses, stays.
+
+    Example:
+        >>> scale_boxes(torch.tensor([[10.0, 20, 30, 40]]), size=(50, 100), new_size=(100, 200))
+        tensor([[20., 40., 60., 80.]])
     """
     (height, width), (new_height, new_width) = size, new_size
     x = (boxes[:, 0::2] * (new_width / width)).clamp(min=0, max=new_width)  # (C, 2)
