@@ -15,13 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from scnet_command.arguments import train_net_parser
 from scnet_d2.checkpoint import replace_file
+from scnet_d2.cli.train import main
 from scnet_d2.engine import Trainer, launch
 
 import torch
 from torch import nn
-
-from train_net import argument_parser, main
 
 
 def keep_features(model: nn.Module, folder: Path) -> bool:
@@ -88,7 +88,7 @@ def _trainer(folder: Path) -> type[Trainer]:
 
 
 if __name__ == "__main__":
-    parser = argument_parser()
+    parser = train_net_parser()
     parser.add_argument("--keep-features", type=Path, metavar="FOLDER", required=True)
     arguments = parser.parse_args()
     launch(partial(main, trainer_class=_trainer(arguments.keep_features)), arguments)
