@@ -7,7 +7,7 @@ export PYTHONWARNINGS := ignore::FutureWarning
 DEMO_DIR := output/demo-$(shell date +%Y%m%d-%H%M%S)
 REQUIREMENTS := requirements.txt setup.py $(wildcard third_party/detectron2/*.py third_party/detectron2/*.toml)
 
-.PHONY: setup demo test lint clean evidence evidence-cell
+.PHONY: setup demo test docs lint clean evidence evidence-cell
 
 setup: .venv/installed
 
@@ -44,6 +44,13 @@ PLAN ?= experiments/results/from_random_weights/scenes.yaml
 CELL ?= context_scenes-scnet-1
 evidence-cell: setup
 	$(PY) experiments/evidence.py --again $(PLAN) $(CELL)
+
+# Pages of the public names, from their docstrings. A name that cannot be imported is an error.
+API := scnet_d2 $(addprefix scnet_d2.,checkpoint config engine evaluation inference outputs \
+	report tagging)
+docs: setup
+	$(PY) -W error::UserWarning -m pdoc --docformat google -o output/api $(API)
+	@echo "pages of the public names: output/api/index.html"
 
 lint: setup
 	.venv/bin/ruff check .

@@ -74,6 +74,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
                 "hypothesis",
                 "onnx",
                 "onnxruntime",
+                "pdoc",
                 "pytest",
                 "pytest-xdist",
                 "ruff==0.17.6",

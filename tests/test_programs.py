@@ -103,11 +103,16 @@ def test_evaluating_the_checkpoint_prints_the_same_numbers(trained, root):
     output, text = trained
     config = (output / "config.yaml").read_bytes()
     again = run(  # the training data are not registered: they are not needed
-        "train_net.py", "--eval-only", "--config-file", output / "config.yaml",
-        *own_data(root, "test"), "MODEL.WEIGHTS", output / "model_final.pth", root=root,
+        "-m", "scnet_command", "eval", "--model", output, *own_data(root, "test"), root=root,
     )  # fmt: skip
     assert printed_metrics(again) == printed_metrics(text) != []
     assert (output / "config.yaml").read_bytes() == config  # how it was trained
+
+
+def test_an_error_of_the_users_ends_train_net_in_a_sentence(root):
+    text = run("train_net.py", "--config-file", CONFIG, "MODEL.WEIGTHS", "x", root=root, status=2)
+    (line,) = (x for x in text.splitlines() if x)
+    assert line.startswith("train_net.py: error: command line: there is no key MODEL.WEIGTHS; did")
 
 
 def test_resume_goes_on_where_the_run_ended(trained, root):

@@ -40,6 +40,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, register data sets given on the command line, set up logging."""
     trained = "model" in args
     cfg = read_arguments(args) if trained else load_config(args.config_file, args.opts)
+    if trained and os.path.isdir(args.model or "") and "OUTPUT_DIR" not in args.opts[::2]:
+        cfg.OUTPUT_DIR = args.model  # wherever it was trained
     use_available_device(cfg)
     if _holds_run(cfg.OUTPUT_DIR) and not (args.resume or args.eval_only):
         raise FileExistsError(
