@@ -67,7 +67,10 @@ exit status:
 
 
 def train(parser: argparse.ArgumentParser) -> None:
-    """Train SCNet, or any Detectron2 model, on image-level labels, and evaluate it."""
+    """Train a model on image-level labels, and evaluate it.
+
+    SCNet, another multi-label system of the configs, or any Detectron2 model.
+    """
     _add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the run was cut off")
     _add_device(parser)
@@ -89,7 +92,10 @@ def train(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
-    """Evaluate a trained model on the data sets of DATASETS.TEST."""
+    """Evaluate a trained model on data sets.
+
+    Those of DATASETS.TEST, or of --opts DATASETS.TEST.
+    """
     _add_model_options(parser)
     _add_run_options(parser)
     _add_keys(parser)
@@ -103,7 +109,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def tag(parser: argparse.ArgumentParser) -> None:
-    """Tag any number of images: files, folders or a list in, JSON lines, CSV or COCO json out.
+    """Tag any number of images: JSON lines, CSV or COCO json.
 
     A run that was cut off goes on with the same command. An image that cannot be read gets an
     "error" instead of labels and stops nothing.
@@ -140,9 +146,10 @@ def tag(parser: argparse.ArgumentParser) -> None:
 
 
 def demo(parser: argparse.ArgumentParser) -> None:
-    """Label photographs: a picture with boxes and score bars for each, and one JSON line.
+    """Draw the labels of photographs, with their boxes.
 
-    The exit status is 1 where an image could not be read.
+    A picture with boxes and score bars is written for each, and one JSON line. The exit status is 1
+    where an image could not be read.
     """
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns")
     parser.add_argument(
@@ -156,7 +163,10 @@ def demo(parser: argparse.ArgumentParser) -> None:
 
 
 def app(parser: argparse.ArgumentParser) -> None:
-    """Serve a page to try a model: drop a photograph, see its labels and their boxes."""
+    """Serve a page on which a model is tried.
+
+    Drop a photograph, see its labels and their boxes.
+    """
     _add_model_options(parser)
     parser.add_argument("--examples", metavar="FOLDER", help="images to pick from on the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")
@@ -166,10 +176,11 @@ def app(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser) -> None:
-    """Check data sets before training on them: files, counts, images and labels.
+    """Check data sets before training on them.
 
-    Every kind of problem is one line that starts with "problem:", counts its cases, shows the first
-    three and ends with what to do. The exit status is 1 where there is one.
+    Files, counts, images and labels. Every kind of problem is one line that starts with "problem:",
+    counts its cases, shows the first three and ends with what to do. The exit status is 1 where
+    there is one.
     """
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="data sets; default: all that are there")
@@ -189,7 +200,10 @@ def check(parser: argparse.ArgumentParser) -> None:
 
 
 def report(parser: argparse.ArgumentParser) -> None:
-    """Write one self-contained HTML page about an evaluated run."""
+    """Write an HTML page about an evaluated run.
+
+    One file that needs no other: metrics, curves, errors, images with their boxes.
+    """
     add = parser.add_argument
     add("run_dir", metavar="RUN", type=Path, help="OUTPUT_DIR of the run")
     add("--output", metavar="FILE.html", type=Path, help="default: RUN/report.html")
@@ -200,7 +214,7 @@ def report(parser: argparse.ArgumentParser) -> None:
 
 
 def scores(parser: argparse.ArgumentParser) -> None:
-    """Evaluate saved image scores, of this project or of another program."""
+    """Evaluate saved image scores, of any program."""
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="saved image scores")
     _add_labels(parser)
     _add_threshold(parser, 0.5)
@@ -215,10 +229,10 @@ def scores(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(parser: argparse.ArgumentParser) -> None:
-    """Compare two models on the same images: both mAPs, their difference, 95 % intervals and p.
+    """Compare two models on the same images.
 
-    Images are matched by id. Intervals and p are of the bootstrap over images, defined in
-    scnet_d2/evaluation/intervals.py.
+    Both mAPs, their difference, 95 % intervals and p. Images are matched by id. Intervals and p are
+    of the bootstrap over images, defined in scnet_d2/evaluation/intervals.py.
     """
     add = parser.add_argument
     add("first", metavar="A", type=Path, help="saved image scores")
@@ -231,7 +245,10 @@ def compare(parser: argparse.ArgumentParser) -> None:
 
 
 def tune(parser: argparse.ArgumentParser) -> None:
-    """Find the threshold of each class that maximises its F1 on saved validation scores."""
+    """Find the threshold of each class with the highest F1.
+
+    On saved validation scores, to be used on others.
+    """
     parser.add_argument("file", metavar="FILE", type=Path, help="saved validation scores")
     _add_labels(parser)
     parser.add_argument(
@@ -242,7 +259,7 @@ def tune(parser: argparse.ArgumentParser) -> None:
 
 
 def export(parser: argparse.ArgumentParser) -> None:
-    """Write SCNet as TorchScript, ONNX or safetensors, and check the file against PyTorch.
+    """Write SCNet as TorchScript, ONNX or safetensors.
 
     The file is kept only if it agrees with PyTorch; else the exit status is 1.
     """
@@ -261,7 +278,10 @@ def export(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(parser: argparse.ArgumentParser) -> None:
-    """Convert torchvision's ResNet and ResNeXt weights to a backbone's for Detectron2."""
+    """Convert torchvision's weights to a backbone's.
+
+    Those of its ResNets and ResNeXts, to names of Detectron2's.
+    """
     parser.add_argument(
         "input", metavar="FILE", help="torchvision's .pth, or the same names in .safetensors"
     )
@@ -273,9 +293,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
 
 
 def analyze(parser: argparse.ArgumentParser) -> None:
-    """Count parameters, multiply-adds and activations of SCNet, and what training it costs.
+    """Count parameters, multiply-adds and training cost.
 
-    By part, beside Detectron2's Faster R-CNN on the same backbone.
+    Of SCNet by part, beside Detectron2's Faster R-CNN on the same backbone.
     """
     add = parser.add_argument
     _add_config(parser)
@@ -292,7 +312,10 @@ def analyze(parser: argparse.ArgumentParser) -> None:
 
 
 def models(parser: argparse.ArgumentParser) -> None:
-    """List the models and configs that come with scnet_d2; show a model's card; package a run."""
+    """List, show and package models; list configs.
+
+    Models and configs that come with scnet_d2, and the folder of a run of your own.
+    """
     parser.set_defaults(module="scnet_command.models", name=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_command(commands, "list", models_list, "scnet_command.models")
