@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from scnet_command.arguments import add_register_options
+from scnet_command.arguments import add_register_arguments
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_coco_arguments
 from scnet_d2.engine import Trainer
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--boxes", type=int, nargs="+", default=NUMBERS, help="numbers to try")
     parser.add_argument("--classes", nargs="+", default=[], help="default: all")
     parser.add_argument("--output", type=new_file, help="new JSON file for the mAP of every run")
-    add_register_options(parser)
+    add_register_arguments(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
     numbers = sorted(args.boxes)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from scnet_command.arguments import add_register_options
+from scnet_command.arguments import add_register_arguments
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_coco_arguments
 from scnet_d2.engine import Trainer
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--classes", nargs="+", default=[], help="default: all")
     parser.add_argument("--output", type=new_file, help="new JSON file: the mAP of every run")
-    add_register_options(parser)
+    add_register_arguments(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
     studies = [study(run, args.dataset, args.classes) for run in args.runs]

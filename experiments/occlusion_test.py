@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scnet_command.arguments import add_register_options
+from scnet_command.arguments import add_register_arguments
 from scnet_d2.data import (
     LabelPolicy,
     get_multilabel_dicts,
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all of %(choices)s"
     )
     parser.add_argument("--output", type=new_file, help="new JSON file for the values")
-    add_register_options(parser)
+    add_register_arguments(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
     runs = {run.name: study(run, args.dataset, args.classes, args.parts) for run in args.runs}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from scnet_command.arguments import add_register_options
+from scnet_command.arguments import add_register_arguments
 from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_coco_arguments
 from scnet_d2.engine import Trainer
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("run", type=Path, help="folder of a trained run")
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
-    add_register_options(parser)
+    add_register_arguments(parser)
     args = parser.parse_args(arguments)
     register_coco_arguments(args)
     cfg = load_run(args.run)

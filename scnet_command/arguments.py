@@ -191,7 +191,7 @@ def check(parser: argparse.ArgumentParser) -> None:
     _add_workers(parser, os.cpu_count(), "default: one a CPU")
     add("--config-file", metavar="CONFIG", help="whose label policy applies; default: the default")
     add("--complete", action="store_true", help="a part of a published data set is a problem")
-    add_register_options(parser)
+    add_register_arguments(parser)
     _examples(
         parser,
         "scnet check voc_2012_train_multilabel --images full",
@@ -359,7 +359,7 @@ def package(parser: argparse.ArgumentParser) -> None:
         help="of the stored weights; default: %(default)s",
     )  # fmt: skip
     add("--licence", default="", metavar="TEXT", help="of the training data")
-    add_register_options(parser)
+    add_register_arguments(parser)
     _add_keys(parser)
     _examples(parser, "scnet models package run --output my_model")
 
@@ -433,7 +433,7 @@ class Parser(argparse.ArgumentParser):
 # ---- options of several sub-commands ------------------------------------------------------------
 
 
-def add_register_options(parser: argparse.ArgumentParser) -> None:
+def add_register_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --register-coco NAME JSON IMAGE_ROOT; see `scnet_d2.data.register_coco_arguments`."""
     parser.add_argument(
         "--register-coco", nargs=3, action="append", default=[],
@@ -472,7 +472,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FOLDER", action=_SetKey, const="OUTPUT_DIR",
         help="default: OUTPUT_DIR of the config",
     )  # fmt: skip
-    add_register_options(parser)
+    add_register_arguments(parser)
     add("--num-gpus", type=int, default=1, metavar="N", help="of each machine; default: 1")
     add("--num-machines", type=int, default=1, metavar="N", help="default: 1")
     add("--machine-rank", type=int, default=0, metavar="R", help="from 0 on")
