@@ -1,0 +1,1 @@
+"""What the sub-commands of `scnet` do, a module with `run(args)` each; arguments: scnet_command."""
