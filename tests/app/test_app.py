@@ -190,7 +190,7 @@ def test_a_config_without_scnet_is_refused(app, tmp_path):
     (tmp_path / "w.pth").touch()
     opts = ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "MODEL.ROI_HEADS.NUM_CLASSES", 1]
     opts += ["DATASETS.CLASS_NAMES", "('cat',)"]
-    args = SimpleNamespace(model=str(tmp_path / "config.yaml"), opts=opts)
+    args = SimpleNamespace(model=str(tmp_path / "config.yaml"), weights=None, opts=opts)
     with pytest.raises(ValueError, match=r"MODEL\.META_ARCHITECTURE is ImageLabeler"):
         app.setup(args)
 
