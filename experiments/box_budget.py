@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scnet_command.arguments import add_register_arguments
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import LabelPolicy, register_coco_arguments
+from scnet_d2.data import LabelPolicy, register_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=new_file, help="new JSON file for the mAP of every run")
     add_register_arguments(parser)
     args = parser.parse_args(arguments)
-    register_coco_arguments(args)
+    register_arguments(args)
     numbers = sorted(args.boxes)
     runs = {r.name: study(r, args.dataset, numbers, args.classes) for r in args.runs}
     print(to_text(runs))

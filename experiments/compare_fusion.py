@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scnet_command.arguments import add_register_arguments
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import LabelPolicy, register_coco_arguments
+from scnet_d2.data import LabelPolicy, register_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=new_file, help="new JSON file: the mAP of every run")
     add_register_arguments(parser)
     args = parser.parse_args(arguments)
-    register_coco_arguments(args)
+    register_arguments(args)
     studies = [study(run, args.dataset, args.classes) for run in args.runs]
     results = {name: [s[name] for s in studies] for name in studies[0]}
     print(to_text(results))

@@ -17,7 +17,7 @@ from scnet_d2.data import (
     LabelPolicy,
     get_multilabel_dicts,
     read_image,
-    register_coco_arguments,
+    register_arguments,
 )
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import ground_truth
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=new_file, help="new JSON file for the values")
     add_register_arguments(parser)
     args = parser.parse_args(arguments)
-    register_coco_arguments(args)
+    register_arguments(args)
     runs = {run.name: study(run, args.dataset, args.classes, args.parts) for run in args.runs}
     print(to_text(runs))
     if args.output:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scnet_command.arguments import add_register_arguments
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import LabelPolicy, register_coco_arguments
+from scnet_d2.data import LabelPolicy, register_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     add_register_arguments(parser)
     args = parser.parse_args(arguments)
-    register_coco_arguments(args)
+    register_arguments(args)
     cfg = load_run(args.run)
     models = {name: load_model(args.run, dtype) for name, dtype in TYPES.items()}
     policy = LabelPolicy.from_config(cfg)

@@ -29,9 +29,9 @@ formats, by the end of the file's name:
              image_id,cat,dog               image_id,cat,dog
              a.jpg,0.93,0.02                a.jpg,1,0
              b.jpg,0.10,0.75                b.jpg,-1,1
-         A score is in [0, 1]; a label is 1 or True (present), 0 or False (absent) or -1 (left
-         out). ; or tabs may separate the columns of either file, and 0,93 is 0.93 then. The
-         endings of image files may be absent from one of them.
+         A score is in [0, 1]; a label is 1 or True (present), 0 or False (absent), -1 or an
+         empty cell (left out). ; or tabs may separate the columns of either file, and 0,93 is
+         0.93 then. The endings of image files may be absent from one of them.
 
   .json  a list with one object an image. Classes are names:
              [{"image_id": "a.jpg", "scores": {"cat": 0.93, "dog": 0.02},
@@ -434,12 +434,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_register_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --register-coco NAME JSON IMAGE_ROOT; see `scnet_d2.data.register_coco_arguments`."""
-    parser.add_argument(
-        "--register-coco", nargs=3, action="append", default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="a COCO-format json as a multi-label data set (repeatable)",
-    )  # fmt: skip
+    """Add --register-coco and --register-labels; see `scnet_d2.data.register_arguments`."""
+    for option, file, what in (
+        ("--register-coco", "JSON", "a COCO-format json"),
+        ("--register-labels", "FILE", "a table of labels without boxes, CSV or JSON lines,"),
+    ):
+        parser.add_argument(
+            option, nargs=3, action="append", default=[],
+            metavar=("NAME", file, "IMAGE_ROOT"),
+            help=f"{what} as a multi-label data set (repeatable)",
+        )  # fmt: skip
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

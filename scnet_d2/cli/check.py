@@ -24,7 +24,7 @@ from ..data import (
     DatasetError,
     ImageError,
     LabelPolicy,
-    register_coco_arguments,
+    register_arguments,
 )
 from ..data.catalog import find_no_boxes
 from ..data.images import image_size, is_turned, read_image
@@ -78,7 +78,7 @@ def check(
         stored = DatasetCatalog.get(name)
         records = label_records(stored, policy)
     except DatasetError as error:
-        problems, records = Problems(name), [r for r in error.records if r["height"]]
+        problems, records = Problems(name), [r for r in error.records if r.get("height", True)]
         present = missing_files(records, problems)
         if images:
             unreadable(present, images, workers, problems)
@@ -127,7 +127,7 @@ def unusable_boxes(records: list[dict], problems: Problems) -> None:
                 "[0, 0, 0, 0] or an empty segmentation)",
                 "draw it again or delete it",
             )
-    boxes = [a["bbox"] for r in records for a in r["annotations"]]
+    boxes = [a["bbox"] for r in records for a in r.get("annotations", ())]
     if boxes and all(x1 - x0 < 1 and y1 - y0 < 1 for x0, y0, x1, y1 in boxes):
         problems.add(
             f"all {len(boxes):,} boxes are smaller than a pixel",
@@ -200,12 +200,12 @@ def unreadable(records: list[dict], how: str, workers: int, problems: Problems) 
 
 def read_fault(record: dict, how: str, again: str) -> tuple[str, str] | None:
     """What is wrong with an image file and what to do, or None."""
-    path, annotated = record["file_name"], (record["width"], record["height"])
+    path, annotated = record["file_name"], (record.get("width"), record.get("height"))
     try:
         height, width = image_size(path) if how == "header" else read_image(path, "BGR").shape[:2]
     except ImageError as error:
         return error.fault, error.remedy
-    if (width, height) == annotated:
+    if annotated in ((width, height), (None, None)):  # a table of labels has no sizes
         return None
     if (height, width) == annotated and is_turned(path):
         fault = (
@@ -262,7 +262,7 @@ def annotations(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Check the data sets; returns the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    names = args.names + register_coco_arguments(args) or built_in()
+    names = args.names + register_arguments(args) or built_in()
     policy = DEFAULT_POLICY
     if args.config_file:
         policy = LabelPolicy.from_config(load_config(args.config_file))

@@ -24,7 +24,7 @@ from ..data import (
     LabelPolicy,
     get_multilabel_dicts,
     read_image,
-    register_coco_arguments,
+    register_arguments,
 )
 from ..data.context_scenes import SceneConfig, render_scene
 from ..evaluation.score_files import FILE_NAME, read_scores
@@ -39,7 +39,7 @@ TOLERANCE = 2e-3  # most that the scores of an image may differ in, in the media
 
 def run(args: argparse.Namespace) -> int:
     """Write and check the folder; returns 1 where it was not kept."""
-    register_coco_arguments(args)
+    register_arguments(args)
     predictor = SCNetPredictor.from_pretrained(args.run, "cpu", args.opts)
     card = write_card(args, predictor.class_names)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import SCNetCheckpointer, replace_file
 from ..config import load_config, use_available_device
-from ..data import register_coco_arguments
+from ..data import register_arguments
 from ..engine import (
     Trainer,
     check_evaluation_data,
@@ -49,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             "choose a new folder with --output"
         )
     check_output_dir(cfg.OUTPUT_DIR)
-    register_coco_arguments(args)
+    register_arguments(args)
     datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.CLASS_NAMES and datasets:
         cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,11 @@ from detectron2.data.detection_utils import check_metadata_consistency
 
 from ..config import check_dataset_names
 from .errors import DatasetError
+from .images import read_sizes
 from .labels import DEFAULT_POLICY, LabelPolicy, label_records
 from .problems import Problems, find_missing_files
+
+logger = logging.getLogger(__name__)
 
 
 def get_multilabel_dicts(
@@ -45,6 +49,9 @@ def get_multilabel_dicts(
 def get_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     """The images of `DATASETS.TRAIN`, with the labels of the config's policy.
 
+    Those without `annotations`, which have labels alone, come last, with their sizes where the
+    loader groups images by them.
+
     Raises:
         DatasetError: also if too many of their files do not exist, or no annotation has a box to
             train on.
@@ -54,18 +61,47 @@ def get_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     records = get_multilabel_dicts(names, LabelPolicy.from_config(cfg))
     problems = Problems(", ".join(names))
     find_missing_files(records, cfg.DATALOADER.MAX_BAD_IMAGES, problems)
-    if "annotations" in records[0]:
-        find_no_boxes(records, problems)
+    find_no_boxes(records, problems)
     problems.raise_any()
-    if "annotations" in records[0]:
+    boxed = [record for record in records if "annotations" in record]
+    labelled = [record for record in records if "annotations" not in record]
+    if labelled:
+        _check_labels_alone(cfg, len(labelled), problems.source)
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        read_sizes(labelled, ", ".join(names))
+    if boxed:
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            records = filter_images_with_only_crowd_annotations(records)
-        print_instances_class_histogram(records, MetadataCatalog.get(names[0]).thing_classes)
-    return records
+            boxed = filter_images_with_only_crowd_annotations(boxed)
+        print_instances_class_histogram(boxed, MetadataCatalog.get(names[0]).thing_classes)
+    if labelled:
+        logger.info("%d training images have labels alone, %d boxes", len(labelled), len(boxed))
+    return boxed + labelled
+
+
+def _check_labels_alone(cfg: CfgNode, images: int, source: str) -> None:
+    """Refuse images without boxes for a model that is trained on boxes alone.
+
+    Raises:
+        DatasetError: naming the remedy.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name == "GeneralizedRCNN" or (name == "SCNet" and not cfg.MODEL.SCNET.IMAGE.ENABLED):
+        raise DatasetError(
+            f"{source}: {images:,} training images have labels and no boxes, and {name} is trained "
+            "on boxes: set MODEL.SCNET.IMAGE.ENABLED True, whose predictor of the whole image "
+            "learns from labels alone, take MODEL.META_ARCHITECTURE ImageLabeler, or leave these "
+            "images out"
+        )
 
 
 def find_no_boxes(records: Sequence[dict[str, Any]], problems: Problems) -> None:
-    """Add why dataset dicts have no box to train on; nothing where they have one."""
+    """Add why dataset dicts have no box to train on; nothing where they have one.
+
+    Nor where none has `annotations`: the data set has labels alone.
+    """
+    records = [record for record in records if "annotations" in record]
+    if not records:
+        return
     boxes = [a for record in records for a in record.get("annotations", ())]
     crowds = sum(bool(a.get("iscrowd", 0)) for a in boxes)
     if crowds < len(boxes):

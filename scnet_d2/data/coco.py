@@ -8,28 +8,26 @@ another way than COCO and what has one meaning only is read as meant, with a lin
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
 import logging
 import math
 import os
 import re
 import reprlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from .boxes import LONGEST_SIDE, clip_annotations
-from .errors import DatasetError, ImageError, is_inside, require_path
+from .errors import DatasetError, ImageError, require_path
 from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
+from .paths import is_file_name, with_paths
 from .problems import Problems, find_bad_class_names, first_ones
+from .registration import register_files, set_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -75,36 +73,7 @@ def register_coco_multilabel(
     Raises:
         DatasetError: if ``name`` belongs to another data set, or is a path.
     """
-    if name in (".", "..") or "/" in name or os.sep in name:
-        raise DatasetError(f"'{name}' is a path; name the data set without '/': folders bear it")
-    paths = {
-        "json_file": os.path.expanduser(json_file),
-        "image_root": os.path.expanduser(image_root),
-    }
-    if name in DatasetCatalog:
-        _require_same(name, paths)
-        return
-    MetadataCatalog.pop(name, None)  # left behind by DatasetCatalog.remove(name)
-    MetadataCatalog.get(name).set(**paths, evaluator_type="multilabel")
-    DatasetCatalog.register(name, lambda: load_coco_multilabel(**paths, dataset_name=name))
-
-
-def register_coco_arguments(args: argparse.Namespace) -> list[str]:
-    """Register what --register-coco named, in this process; returns the names."""
-    for name, json_file, image_root in args.register_coco:
-        register_coco_multilabel(name, json_file, image_root)
-    return [name for name, *_ in args.register_coco]
-
-
-def _require_same(name: str, paths: dict[str, str]) -> None:
-    known = vars(MetadataCatalog.get(name))
-    same = all(known.get(key) == path for key, path in paths.items())
-    if not (same and known.get("evaluator_type") == "multilabel"):
-        raise DatasetError(
-            f"data set '{name}' is already registered with json_file "
-            f"'{known.get('json_file')}' and image_root '{known.get('image_root')}'; "
-            f"register '{paths['json_file']}' under another name."
-        )
+    register_files(name, load_coco_multilabel, json_file=json_file, image_root=image_root)
 
 
 def load_coco_multilabel(
@@ -136,14 +105,15 @@ def load_coco_multilabel(
     problems = Problems(json_file)
     _check(content, problems)
     _drop_repeated_categories(content, problems)
-    content["images"] = _with_paths(content["images"], os.fspath(image_root), problems)
+    content["images"] = with_paths(content["images"], os.fspath(image_root), problems)
     _read_sizes(content["images"], problems)
     problems.raise_any(content["images"])
     categories = sorted(content["categories"], key=lambda c: c["id"])
     id_map = {category["id"]: i for i, category in enumerate(categories)}
-    _set_metadata(
+    set_metadata(
         dataset_name,
         [c["name"] for c in categories],
+        json_file,
         json_file=json_file,
         image_root=image_root,
         thing_dataset_id_to_contiguous_id=id_map,
@@ -197,61 +167,6 @@ def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_
         )
 
 
-def _with_paths(images: list[dict], image_root: str, problems: Problems) -> list[dict]:
-    """The images of this folder, their file names made paths.
-
-    Where one names no file, the name under which it exists takes its place, with a line.
-    """
-
-    def exists(name: str) -> bool:
-        return is_inside(image_root, name) and PathManager.isfile(os.path.join(image_root, name))
-
-    others = {}  # image id: the name under which its file exists
-    for image in images:
-        names = list(_other_names(image["file_name"], image_root))  # nearly always none
-        if names and not exists(image["file_name"]):
-            others[image["id"]] = next(filter(exists, names), None)
-    counts = Counter(others.get(image["id"]) or image["file_name"] for image in images)
-    inside, corrected = [], []
-    for image in images:
-        name, other = image["file_name"], others.get(image["id"])
-        if other and (counts[other] == 1 or not _leads_out(name)):  # a/1.jpg and b/1.jpg are two
-            corrected.append(f"{name!r}, read as {other!r}")
-            name = other
-        if is_inside(image_root, name):
-            inside.append({**image, "file_name": os.path.join(image_root, name)})
-        else:
-            problems.add(
-                f"image {image['id']!r}: {name!r} leads out of '{image_root}'",
-                "correct it, or choose a folder that holds all images",
-            )
-    if corrected:
-        logger.warning(
-            f"{problems.source}: {len(corrected)} file names name no file of '{image_root}' and "
-            f"are read under corrected names, first {first_ones(corrected)}."
-        )
-    return inside
-
-
-def _other_names(name: str, image_root: str) -> Iterator[str]:
-    """What a name may mean.
-
-    It may have Windows' backslashes or folders of the image root again, or lead to where a program
-    for labelling had the images.
-    """
-    parts = name.replace("\\", "/").removeprefix("./").split("/")
-    if "\\" in name:
-        yield "/".join(parts)
-    root = PurePath(os.path.abspath(image_root)).parts if len(parts) > 1 else ()
-    for n in range(1, len(parts)):
-        if list(root[-n:]) == parts[:n] or _leads_out(name):
-            yield "/".join(parts[n:])
-
-
-def _leads_out(name: str) -> bool:
-    return re.match(r"([A-Za-z]:)?[\\/]|\.\.[\\/]", name) is not None
-
-
 def _read_sizes(images: list[dict], problems: Problems) -> None:
     """Fill in, from the image files, the sizes that the json does not give."""
     unsized = [image for image in images if image.get("height") is None]
@@ -290,27 +205,6 @@ def _corners(box: list) -> list[float]:
     except OverflowError:  # an integer of more than 308 digits: as unusable as the float 1e400, inf
         return [math.nan] * 4
     return [x, y, x + width, y + height]
-
-
-def _set_metadata(name: str, classes: list[str], **metadata: Any) -> None:
-    meta = MetadataCatalog.get(name)
-    known = meta.get("thing_classes", classes)
-    if known != classes:
-        raise DatasetError(
-            f"{metadata['json_file']}: its {len(classes)} categories are not the {len(known)} of "
-            f"data set '{name}': {_first_difference(classes, known)}. For data of your own, write "
-            "the same categories into all files, also those without annotations, and register "
-            "each under a name of its own."
-        )
-    # Metadata refuses a second value for a key; the root may have changed since registration.
-    vars(meta).update(thing_classes=classes, **metadata)
-
-
-def _first_difference(classes: list[str], known: list[str]) -> str:
-    """The first place where two lists of class names differ."""
-    pairs = itertools.zip_longest(classes, known)
-    i, (ours, theirs) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
-    return f"class {i} is {ours!r} here and {theirs!r} there"
 
 
 class _Reader:
@@ -468,7 +362,7 @@ def _good_images(images: list[dict], problems: Problems) -> list[dict]:
             image["height"] = image["width"] = None
         elif not all(1 <= v <= LONGEST_SIDE and float(v).is_integer() for v in sides):
             problems.add(f"{named} height and width {reprlib.repr(sides)}", "write its size in px")
-        if _is_file_name(image["file_name"]):
+        if is_file_name(image["file_name"]):
             good.append(image)
         else:
             problems.add(f"{named} no valid file_name", "write the name of its file")
@@ -535,18 +429,6 @@ def _drop_repeated_categories(content: dict[str, list[dict]], problems: Problems
 
 def _listed(ids: list) -> str:
     return " and ".join(map(repr, ids))
-
-
-def _is_file_name(text: str) -> bool:
-    """Whether a text can name a file (JSON allows half characters).
-
-    A name that the file system has in another encoding comes with surrogate escapes.
-    """
-    try:
-        text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return bool(text.strip()) and "\0" not in text
 
 
 def _check_annotations(content: dict[str, list], ids: dict[str, list], problems: Problems) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from .errors import ImageError
 
@@ -44,6 +47,33 @@ def image_size(file_name: str) -> tuple[int, int]:
     check_header(file_name)
     with _opened(file_name) as image:
         return image.size if _is_turned(image) else image.size[::-1]
+
+
+def read_sizes(records: Sequence[dict[str, Any]], source: str) -> None:
+    """Add `height` and `width` to the dataset dicts without them; says how long it takes.
+
+    A file that cannot be read gets none: whoever needs it says so.
+
+    Args:
+        records: dataset dicts.
+        source: name of the data, for the progress line.
+    """
+    unsized = [record for record in records if "height" not in record]
+    with ThreadPoolExecutor() as pool:
+        sizes = pool.map(_size_or_none, [record["file_name"] for record in unsized])
+        progress = tqdm(
+            sizes, f"{source}: sizes of images", len(unsized), delay=10, disable=None, leave=False
+        )
+        for record, size in zip(unsized, progress, strict=True):
+            if size is not None:
+                record["height"], record["width"] = size
+
+
+def _size_or_none(file_name: str) -> tuple[int, int] | None:
+    try:
+        return image_size(file_name)
+    except ImageError:
+        return None
 
 
 def is_turned(file_name: str) -> bool:

@@ -77,7 +77,7 @@ class TrainLoader:
         self.last_files: list[str] = []
         self._not_taken: dict[str, str] = {}
         self._samples = _MappedSamples(dataset, mapper)
-        self._portrait = [aspect_ratio_grouping and d["width"] <= d["height"] for d in dataset]
+        self._portrait = [aspect_ratio_grouping and _is_portrait(d) for d in dataset]
         self._build_sampler = build_sampler
         self._batch_size = batch_size
         self._num_workers = num_workers
@@ -157,6 +157,11 @@ class TrainLoader:
             )
 
 
+def _is_portrait(dataset_dict: dict) -> bool:
+    """Whether an image is no wider than high; one whose size cannot be read is taken for wide."""
+    return "width" in dataset_dict and dataset_dict["width"] <= dataset_dict["height"]
+
+
 class _From:
     """An endless iterable without its first items."""
 
@@ -214,6 +219,12 @@ def random_state(entropy: tuple[int, ...]) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+def _with_categories(dataset_dict: dict) -> dict:
+    """A dataset dict whose `annotations` have its classes, also where it has labels alone."""
+    labels = dataset_dict.get("image_labels", ())
+    return {"annotations": [{"category_id": c} for c in labels]} | dataset_dict
+
+
 def _sampler_builder(cfg: CfgNode, dataset: list[dict]) -> Callable[[int], Iterable[int]]:
     """Detectron2's samplers by the name of `DATALOADER.SAMPLER_TRAIN`, before they are split.
 
@@ -224,7 +235,7 @@ def _sampler_builder(cfg: CfgNode, dataset: list[dict]) -> Callable[[int], Itera
         return lambda seed: TrainingSampler(size, seed=seed)._infinite_indices()
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, cfg.DATALOADER.REPEAT_THRESHOLD
+            [_with_categories(d) for d in dataset], cfg.DATALOADER.REPEAT_THRESHOLD
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)._infinite_indices()
     if name == "RandomSubsetTrainingSampler":

@@ -42,7 +42,8 @@ def class_names(dataset_name: str) -> list[str]:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise DatasetError(
             f"there is no data set '{dataset_name}'.{hint} datasets/README.md lists the built-in "
-            "ones; your own need --register-coco NAME JSON IMAGE_ROOT"
+            "ones; your own need --register-coco NAME JSON IMAGE_ROOT or "
+            "--register-labels NAME FILE IMAGE_ROOT"
         )
     metadata = MetadataCatalog.get(dataset_name)
     if not metadata.get("thing_classes"):
@@ -107,6 +108,8 @@ def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:
         ground_truth(dicts, dataset, len(names))
         problems = Problems(dataset)
         find_missing_files(dicts, cfg.DATALOADER.MAX_BAD_IMAGES, problems)
+        if cfg.TEST.DETECTION_AP and "annotations" not in dicts[0]:
+            problems.add("its images have labels and no boxes", "set TEST.DETECTION_AP False")
         problems.raise_any()
     if cfg.TEST.LABEL_TOP_K < 1:
         raise ValueError(f"TEST.LABEL_TOP_K is {cfg.TEST.LABEL_TOP_K}; set it to at least 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import os
@@ -17,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.problems import first_ones
+from ..data import DatasetError
+from ..data.label_table import PRESENT, UNKNOWN, label_state, read_csv
+from ..data.problems import Problems, first_ones
 from ..outputs import replacing
 from .metrics import check_inputs, score_fault
 
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "multilabel_scores.npz"  # of what the evaluator saves
 _ENDING = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
-_LABELS = {"-1": -1.0, "-1.0": -1.0} | dict.fromkeys(("0", "0.0", "false"), 0.0)
-_LABELS |= dict.fromkeys(("1", "1.0", "true"), 1.0)  # as pandas writes them, in lower case
 # what NumPy, csv and json raise, or what reading a value of another type does
 _DAMAGED = (
     AttributeError, EOFError, OSError, TypeError, ValueError, csv.Error, zipfile.BadZipFile
@@ -196,7 +195,7 @@ def _read_csv(path: Path, labels_path: str | os.PathLike | None) -> ScoreTable:
     if labels_path is None:
         raise ValueError("a CSV of scores needs --labels, a CSV of 1, 0 and -1")
     header, scores = _read_csv_rows(path, _score)
-    labels_header, labels = _read_csv_rows(Path(labels_path), _label)
+    labels_header, labels = _read_csv_rows(Path(labels_path), label_state)
     if set(header) != set(labels_header):
         raise ValueError(f"the header {header} differs from {labels_path}'s {labels_header}")
     if scores.keys() != labels.keys():
@@ -209,7 +208,9 @@ def _read_csv(path: Path, labels_path: str | os.PathLike | None) -> ScoreTable:
     columns = [labels_header.index(name) for name in header]
     label_array = np.array([labels[image_id] for image_id in scores])[:, columns]
     score_array, image_ids = np.array(list(scores.values())), list(scores)
-    return ScoreTable(score_array, label_array == 1, label_array == -1, header, image_ids)
+    return ScoreTable(
+        score_array, label_array == PRESENT, label_array == UNKNOWN, header, image_ids
+    )
 
 
 def _score(text: str) -> float:
@@ -217,13 +218,6 @@ def _score(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise ValueError("is not a number") from error
-
-
-def _label(text: str) -> float:
-    value = _LABELS.get(text.strip().lower())
-    if value is None:
-        raise ValueError("is none of the labels 1, 0 and -1 (or True and False)")
-    return value
 
 
 def _by_stem(rows: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -236,37 +230,23 @@ def _read_csv_rows(
     path: Path, read: Callable[[str], float]
 ) -> tuple[list[str], dict[str, list[float]]]:
     """Class names, and the values of each image by its id, as `read` takes them from a cell."""
+    problems = Problems(str(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Excel begins with a BOM
-    except UnicodeDecodeError as error:
-        raise ScoreFileError(f"{path}: not UTF-8 ({error}); save it as CSV in UTF-8") from error
-    first = text.partition("\n")[0].replace('"', "")
-    separator = re.match("(?:image_id|)([;\t]|)", first)[1] or ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    header = [name.strip() for name in next(reader, [])]
-    index = header[:2] == ["", "image_id"]  # of rows, as pandas writes it
-    header = header[index:]
-    if header[:1] != ["image_id"] or len(header) < 2:
-        raise ScoreFileError(f"{path}, line 1: must be image_id,<class>,..., got {header}")
-    if len(set(header)) < len(header):
-        raise ScoreFileError(f"{path} has more than one column of a name: {header}")
+        table = read_csv(path, problems)
+        problems.raise_any()
+    except DatasetError as error:
+        raise ScoreFileError(str(error)) from error
     rows: dict[str, list[float]] = {}
-    for image_id, *values in (row[index:] for row in reader if any(map(str.strip, row))):
-        if len(values) != len(header) - 1 or image_id in rows:
-            raise ScoreFileError(
-                f"{path}, line {reader.line_num}: image {image_id} comes twice or has "
-                f"{len(values)} values for {len(header) - 1} classes"
-            )
-        for name, value in zip(header[1:], values):
+    for line, image_id, cells in table.rows:
+        for name, value in cells.items():
+            number = value if table.separator == "," else value.replace(",", ".")
             try:
-                number = value if separator == "," else value.replace(",", ".")
                 rows.setdefault(image_id, []).append(read(number))
             except ValueError as error:
                 raise ScoreFileError(
-                    f"{path}, line {reader.line_num}: image {image_id}, class {name}: "
-                    f"{f'{value!r} {error}' if value.strip() else 'the cell is blank'}"
+                    f"{path}, line {line}: image {image_id}, class {name}: {value!r} {error}"
                 ) from error
-    return header[1:], rows
+    return table.columns, rows
 
 
 def _read_json(path: Path, labels_path: object) -> ScoreTable:

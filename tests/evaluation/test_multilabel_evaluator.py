@@ -376,6 +376,7 @@ def test_tool_reads_csv_and_both_kinds_of_json_alike(tmp_path, capsys):
         "image_id, cat, dog\nb.jpg, -1, 1\na.jpg, 1, 0\n",
         "image_id,cat,dog\nb.jpg,-1,1\na.jpg,1,0\n,,\n",
         "image_id,cat,dog\nb,-1,1\na,1,0\n",
+        "file,cat,dog\nb.jpg,,1\na.jpg,1,0\n",
     ],
     ids=[
         "booleans",
@@ -387,6 +388,7 @@ def test_tool_reads_csv_and_both_kinds_of_json_alike(tmp_path, capsys):
         "spaces",
         "empty-rows",
         "ids-without-endings",
+        "an-empty-cell",
     ],
 )
 def test_tool_takes_labels_whose_meaning_is_plain(tmp_path, capsys, labels):
@@ -442,9 +444,9 @@ def test_tool_prints_a_table_for_each_file(tmp_path, capsys):
         ),
         (
             "a.csv",
-            CSV_SCORES,
-            CSV_LABELS.replace("-1", ""),
-            r"error: \S+labels\.csv, line 2: image b\.jpg, class cat: the cell is blank",
+            CSV_SCORES.replace("0.9", ""),
+            CSV_LABELS,
+            r"error: \S+a\.csv, line 2: image a\.jpg, class cat: '' is not a number",
         ),
         (
             "a.csv",

@@ -6,13 +6,21 @@ from scnet_d2.modeling import LabelPredictor
 import numpy as np
 import pytest
 import torch
-from conftest import assert_contract, load_config, make_input, small_config, two_images
+from conftest import (
+    TWO_IMAGES,
+    assert_contract,
+    load_config,
+    make_input,
+    small_config,
+    two_images,
+)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
+from torch import nn
 
 LOSSES = {
     "loss_rpn_cls",
@@ -372,3 +380,67 @@ def test_the_whole_image_is_fused_by_logits_and_alone_where_there_is_no_box():
     torch.testing.assert_close(found, wanted)
     (output,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
     assert output["image_scores"].shape == (14,)
+
+
+WHOLE = (
+    "MODEL.SCNET.IMAGE.ENABLED", True, "MODEL.SCNET.IMAGE.IN_FEATURE", "p5",
+    "MODEL.SCNET.AGGREGATION.LOSS_WEIGHT", 1.0,
+)  # fmt: skip
+OF_BOXES = LOSSES | {"loss_image_label"}
+
+
+def labels_alone(**extra) -> dict:
+    """An image with two labels of 14, a third unknown, and no boxes."""
+    x = make_input([], [], image_labels=[2, 5], ignored_labels=[7], **extra)
+    del x["instances"]
+    return x
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A model with a predictor of the whole image, whose every score is 0.01 yet."""
+    model = build_model(small_config(*WHOLE)).train()
+    nn.init.zeros_(model.image_predictor.label_score.weight)
+    model.backbone.eval()  # its batch normalisation mixes the images of a batch
+    return model
+
+
+def losses_of(model, inputs):
+    """Losses of a forward pass whose boxes are sampled alike each time."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    with EventStorage():
+        return model(inputs)
+
+
+def test_an_image_with_labels_alone_trains_the_whole_image_predictor_and_nothing_else(whole):
+    losses = losses_of(whole, [labels_alone()])
+    assert {k: v.item() for k, v in losses.items() if k in OF_BOXES} == dict.fromkeys(OF_BOXES, 0)
+    # 2 labels present, 11 absent, 1 left out
+    expected = -2 * math.log(0.01) - 11 * math.log(0.99)
+    assert losses["loss_whole_image_label"].item() == pytest.approx(expected, rel=1e-5)
+    sum(losses.values()).backward()
+    # every parameter takes part, as distributed training requires
+    assert all(p.grad is not None for p in whole.parameters() if p.requires_grad)
+    parts = (whole.proposal_generator, whole.roi_heads)
+    assert not any(p.grad.any() for part in parts for p in part.parameters())
+    assert whole.image_predictor.label_score.bias.grad.any()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_losses_of_a_batch_of_both_kinds_are_those_of_its_parts(whole, order):
+    boxed = make_input(*TWO_IMAGES[0], image_labels=[3, 7])
+    label = labels_alone()
+    both = losses_of(whole, [boxed, label][::order])
+    alone, labels = losses_of(whole, [boxed]), losses_of(whole, [label])
+    assert both.keys() == alone.keys() == OF_BOXES | {"loss_whole_image_label"}
+    for name in OF_BOXES:
+        assert both[name].item() == pytest.approx(alone[name].item(), rel=1e-4) != 0
+    mean = (alone["loss_whole_image_label"] + labels["loss_whole_image_label"]) / 2
+    torch.testing.assert_close(both["loss_whole_image_label"], mean)
+
+
+def test_labels_alone_without_a_whole_image_predictor_are_refused_by_name():
+    model = build_model(small_config()).train()
+    with pytest.raises(KeyError, match=r"made\.png has no 'instances'.*MODEL\.SCNET\.IMAGE\.EN"):
+        model([labels_alone()])

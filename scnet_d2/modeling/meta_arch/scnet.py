@@ -3,7 +3,7 @@
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
@@ -12,6 +12,7 @@ from ..label_heads import ImageFeatures, LabelHead, build_label_head
 from ..label_predictor import image_label_targets
 from ..roi_heads import SCNetROIHeads
 from ..roi_heads.context_boxes import best_boxes, best_ratios, scale_boxes
+from ..roi_heads.scnet_roi_heads import mean_over_processes
 
 __all__ = ["SCNet"]
 
@@ -99,6 +100,8 @@ class SCNet(GeneralizedRCNN):
                 (3, H, W); `height` and `width` of the original image; in training `instances`
                 with `gt_boxes` and `gt_classes`, and optionally `image_labels` and
                 `ignored_labels`, the class ids present in the image and left out of its losses.
+                An image without `instances` has labels alone: these train the predictor of the
+                whole image, and no other loss counts it.
 
         Returns:
             In training a dict of scalar losses. In inference a dict for each image, in original
@@ -113,16 +116,21 @@ class SCNet(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
 
+        self._check_boxes(batched_inputs)
+        boxed = [i for i, x in enumerate(batched_inputs) if _has_boxes(x)]
+        num_boxed = self._mean_num_boxed(len(boxed))
         images = self.preprocess_image(batched_inputs)
         targets = self._targets(batched_inputs)
         features = self.backbone(images.tensor)
-        proposals, losses = self._propose(images, features, batched_inputs, targets)
+        proposals, losses = self._train_rpn(images, features, batched_inputs, targets, boxed)
+        losses = {name: loss * (len(boxed) / num_boxed) for name, loss in losses.items()}
         loss_mask = self._loss_mask(batched_inputs)
         sampled, label_losses = self.roi_heads(images, features, proposals, targets, loss_mask)
         losses = losses | label_losses
         box_scores = torch.stack([self.aggregator(p.label_scores) for p in sampled])  # (N, C)
         if self.image_loss_weight:
-            losses["loss_image_label"] = self._image_loss(box_scores, batched_inputs)
+            loss = self._image_loss(box_scores, batched_inputs, boxed)
+            losses["loss_image_label"] = loss * (self.image_loss_weight / num_boxed)
         image_scores = box_scores
         if self.image_predictor is not None:
             seen = self._image_features(images, features, sampled, sampled)
@@ -132,7 +140,9 @@ class SCNet(GeneralizedRCNN):
             image_scores = self._fuse_image(box_scores, output.logits, sampled)
         _log_image_scores(image_scores.detach())
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            self.visualize_training(batched_inputs, proposals)
+            drawn = [(x, p) for x, p in zip(batched_inputs, proposals) if _has_boxes(x)]
+            if drawn:
+                self.visualize_training(*zip(*drawn))
         return losses
 
     def inference(
@@ -203,14 +213,55 @@ class SCNet(GeneralizedRCNN):
             return self.proposal_generator(images, features, targets)
         return [x["proposals"].to(self.device) for x in batched_inputs], {}
 
-    def _targets(self, batched_inputs: list[dict]) -> list[Instances]:
+    def _mean_num_boxed(self, count: int) -> float:
+        """Images with boxes of a process, averaged over the processes."""
+        if self.image_predictor is None:  # all have boxes: nothing to ask the others
+            return count
+        return mean_over_processes(count, self.device)
+
+    def _train_rpn(self, images, features, batched_inputs, targets, boxed: list[int]):
+        """Proposals and losses of the images with boxes; of the others no proposals, no losses.
+
+        Where no image of the batch has boxes, the RPN runs on the first one all the same, so that
+        every process has every loss and every gradient; they are multiplied with 0.
+        """
+        if len(boxed) == len(batched_inputs):
+            return self._propose(images, features, batched_inputs, targets)
+        chosen = boxed or [0]
+        found, losses = self._propose(
+            ImageList(images.tensor[chosen], [images.image_sizes[i] for i in chosen]),
+            {name: feature[chosen] for name, feature in features.items()},
+            [batched_inputs[i] for i in chosen],
+            [targets[i] for i in chosen],
+        )
+        proposals = [_no_proposals(size, self.device) for size in images.image_sizes]
+        for i, p in zip(boxed, found):
+            proposals[i] = p
+        return proposals, losses
+
+    def _check_boxes(self, batched_inputs: list[dict]) -> None:
+        """Refuse images that nothing can be learned from.
+
+        Raises:
+            KeyError: naming the image and the remedy.
+        """
         for x in batched_inputs:
-            if "instances" not in x:
+            name = x.get("file_name", x.get("image_id"))
+            if not _has_boxes(x) and self.image_predictor is None:
                 raise KeyError(
-                    f"image {x.get('file_name', x.get('image_id'))} has no 'instances': SCNet is "
-                    "trained on boxes; use a dataset mapper made with is_train=True"
+                    f"image {name} has no 'instances': SCNet is trained on boxes. Set "
+                    "MODEL.SCNET.IMAGE.ENABLED True, whose predictor learns from labels alone, or "
+                    "give it boxes (with a dataset mapper made with is_train=True)"
                 )
-        return [x["instances"].to(self.device) for x in batched_inputs]
+            if not _has_boxes(x) and "image_labels" not in x:
+                raise KeyError(f"image {name} has neither 'instances' nor 'image_labels'")
+
+    def _targets(self, batched_inputs: list[dict]) -> list[Instances]:
+        """Ground truth of each image; without any box where the image has labels alone."""
+        return [
+            (x["instances"] if _has_boxes(x) else _no_objects(x)).to(self.device)
+            for x in batched_inputs
+        ]
 
     def _loss_mask(self, batched_inputs: list[dict]) -> torch.Tensor:
         """(N, C) bool, False where the boxes of an image tell nothing of a label.
@@ -220,16 +271,39 @@ class SCNet(GeneralizedRCNN):
         mask = torch.ones(len(batched_inputs), self.roi_heads.num_classes, dtype=torch.bool)
         for row, x in zip(mask, batched_inputs):
             row[list(x.get("image_labels", ()))] = False
-            row[x["instances"].gt_classes.cpu()] = True
+            if _has_boxes(x):
+                row[x["instances"].gt_classes.cpu()] = True
             row[list(x.get("ignored_labels", ()))] = False
         return mask.to(self.device)
 
-    def _image_loss(self, scores: torch.Tensor, batched_inputs: list[dict]) -> torch.Tensor:
-        """Binary cross-entropy of (N, C) scores, summed over classes and averaged over images."""
+    def _image_loss(
+        self, scores: torch.Tensor, batched_inputs: list[dict], boxed: list[int]
+    ) -> torch.Tensor:
+        """Binary cross-entropy of (N, C) scores, summed over classes and images with boxes."""
         targets, loss_mask = image_label_targets(batched_inputs, scores)
         with torch.autocast(scores.device.type, enabled=False):  # it refuses half precision
-            loss = F.binary_cross_entropy(scores, targets, weight=loss_mask, reduction="sum")
-        return loss * (self.image_loss_weight / len(scores))
+            return F.binary_cross_entropy(
+                scores[boxed], targets[boxed], weight=loss_mask[boxed], reduction="sum"
+            )
+
+
+def _has_boxes(inputs: dict) -> bool:
+    """Whether an image's boxes are annotated, be they none; otherwise it has labels alone."""
+    return "instances" in inputs
+
+
+def _no_objects(inputs: dict) -> Instances:
+    """Ground truth without any box."""
+    no_boxes = Boxes(torch.zeros(0, 4))
+    classes = torch.zeros(0, dtype=torch.int64)
+    return Instances(inputs["image"].shape[-2:], gt_boxes=no_boxes, gt_classes=classes)
+
+
+def _no_proposals(size: tuple[int, int], device: torch.device) -> Instances:
+    """Proposals of an image, of which there are none."""
+    no_boxes = Boxes(torch.zeros(0, 4, device=device))
+    logits = torch.zeros(0, device=device)
+    return Instances(size, proposal_boxes=no_boxes, objectness_logits=logits)
 
 
 def _label_boxes(scored: Instances, inputs: dict) -> dict[str, torch.Tensor]:

@@ -122,7 +122,7 @@ class SCNetROIHeads(ROIHeads):
         proposals = self.label_and_sample_proposals(proposals, targets)
         predictions = self._predict(images, features, proposals)
         mask = self._box_loss_mask(loss_mask, proposals)  # (R, C)
-        num_boxes = _mean_num_boxes(mask)
+        num_boxes = mean_over_processes(len(mask), mask.device)
         losses = {}
         for name, head in self.branches.items():
             losses |= head.losses(
@@ -251,14 +251,15 @@ def _predicted(branches: dict[str, Predictions], field: str) -> torch.Tensor | N
     return next((x for p in branches.values() if (x := getattr(p, field)) is not None), None)
 
 
-def _mean_num_boxes(boxes: torch.Tensor) -> float:
-    """Sampled boxes (R, ...) of a process, averaged over the processes; at least 1 in all.
+def mean_over_processes(count: int, device: torch.device) -> float:
+    """A number of boxes or images of a process, averaged over the processes; at least 1 in all.
 
-    With it the mean of the processes' losses is the loss of one process with the whole batch.
+    Divided by it, the mean of the processes' losses is the loss of one process with the whole
+    batch.
     """
     world_size = comm.get_world_size()
     if world_size == 1:
-        return max(len(boxes), 1)
-    total = torch.tensor(float(len(boxes)), device=boxes.device)
+        return max(count, 1)
+    total = torch.tensor(float(count), device=device)
     dist.all_reduce(total)
     return max(total.item(), 1) / world_size
