@@ -11,6 +11,7 @@ experiments/evidence.py draws tables and plots of the results.
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -26,11 +27,13 @@ from typing import Any, NamedTuple
 
 from scnet_d2.data.coco import load_coco_multilabel
 from scnet_d2.data.context_scenes import SPLITS, SceneConfig, context_blind_scores, generate
+from scnet_d2.data.voc import load_voc_multilabel
 from scnet_d2.evaluation import ScoreTable, multilabel_metrics, read_scores, write_scores
-from scnet_d2.outputs import write_json
+from scnet_d2.outputs import replacing, write_json
 
 import numpy as np
 import yaml
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
 from tqdm import tqdm
 
 REPO = Path(__file__).resolve().parent.parent
@@ -62,6 +65,8 @@ class Plan:
         methods: name -> config keys and their values.
         datasets: name -> `opts`, as in methods, and where the images come from: `voc`, VOC of parts
             of the split files ({year: {split: [from, modulus, [remainders of line number]]}});
+            `labels`, beside it, tables of the labels of other parts alone ({name: [year, from,
+            modulus, [remainders]]}), which are data sets of these names;
             `scenes`, arguments of `SceneConfig`; or neither, then $DETECTRON2_DATASETS as it is.
             `x` is the position in a curve.
         opts: config keys of all cells.
@@ -154,7 +159,13 @@ def prepare(name: str, dataset: dict, folder: Path) -> Data:
     if "voc" in dataset:
         for year, splits in dataset["voc"].items():
             _link_voc(Path(source) / f"VOC{year}", folder / name / f"VOC{year}", splits)
-        return Data(str(folder / name), [])
+        arguments = []
+        for table, (year, *part) in dataset.get("labels", {}).items():
+            root = folder / name / f"VOC{year}"
+            _link_voc(Path(source) / f"VOC{year}", root, {table: part})
+            file = _write_label_table(root, table)
+            arguments += ["--register-labels", table, str(file), str(root / "JPEGImages")]
+        return Data(str(folder / name), arguments)
     if "scenes" not in dataset:
         return Data(source, [])
     config = SceneConfig(**dataset["scenes"])
@@ -177,6 +188,20 @@ def _link_voc(source: Path, target: Path, splits: dict[str, list]) -> None:
         lines = (source / "ImageSets" / "Main" / f"{origin}.txt").read_text().splitlines()
         kept = [line for i, line in enumerate(lines) if i % modulus in remainders]
         (lists / f"{split}.txt").write_text("\n".join(kept) + "\n")
+
+
+def _write_label_table(root: Path, split: str) -> Path:
+    """The labels of a split of VOC as a CSV, a column a class; unknown ones are empty cells."""
+    file = root.absolute() / f"{split}.csv"
+    with replacing(file, "w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["file", *VOC_CLASSES])
+        for record in load_voc_multilabel(str(root), split, split):
+            row = dict.fromkeys(range(len(VOC_CLASSES)), 0)
+            row |= dict.fromkeys(record["image_labels"], 1)
+            row |= dict.fromkeys(record["ignored_labels"], "")
+            writer.writerow([Path(record["file_name"]).name, *row.values()])
+    return file
 
 
 # ---- Running ------------------------------------------------------------------------------------
