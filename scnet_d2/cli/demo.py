@@ -1,4 +1,4 @@
-"""Label photographs: a picture with boxes and score bars for each, and one JSON line."""
+"""Label photographs: a picture of scores and boxes or class maps for each, and one JSON line."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from ..inference import (
     SCNetPredictor,
     describe_labels,
     draw_labels,
+    label_maps,
     load_arguments,
     rounded_scores,
 )
@@ -44,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
                 bad += 1
                 record = {"file": file, "error": str(error)}
             else:
-                labels = describe_labels(predictor(image), predictor.class_names)
-                drawn = labels_to_draw(labels, thresholds)
-                picture = draw_labels(image[:, :, ::-1], drawn, threshold=thresholds)
+                output, names = predictor(image), predictor.class_names
+                labels = describe_labels(output, names)
+                drawn, maps = labels_to_draw(labels, thresholds), label_maps(output, names)
+                picture = draw_labels(
+                    image[:, :, ::-1], drawn, threshold=thresholds, class_maps=maps
+                )
                 path = output / f"{i:04d}_{_plain(Path(file).stem)}.png"
                 write_image(path, picture[:, :, ::-1])
                 record = make_record(file, image, labels, thresholds)

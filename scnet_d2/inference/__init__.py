@@ -3,12 +3,13 @@
 from .optimize import optimize_for_inference
 from .predictor import SCNetPredictor, describe_labels, rounded_scores
 from .run import load_arguments, load_run
-from .visualizer import draw_labels
+from .visualizer import draw_labels, label_maps
 
 __all__ = [
     "SCNetPredictor",
     "describe_labels",
     "draw_labels",
+    "label_maps",
     "load_arguments",
     "load_run",
     "optimize_for_inference",

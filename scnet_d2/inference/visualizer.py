@@ -1,8 +1,11 @@
-"""Pictures of the labels of an image and the boxes that they come from."""
+"""Pictures of the labels of an image and the boxes, or the places, that they come from."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -15,18 +18,27 @@ GREY = "#9A9A9A"
 PANEL_INCHES = 3.2  # width of the panel of score bars
 IMAGE_INCHES = 6.4  # long side of the image
 DPI = 110
+HEAT = "inferno"
+LEAST_OPAQUE, MOST_OPAQUE = 0.45, 0.6  # of the colours of a class map
 
 
 def draw_labels(
-    image: np.ndarray, labels: Sequence[dict], *, threshold: float | Mapping[str, float] = 0.5
+    image: np.ndarray,
+    labels: Sequence[dict],
+    *,
+    threshold: float | Mapping[str, float] = 0.5,
+    class_maps: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Draw an image with its labels: tight boxes solid, context boxes dashed, scores as bars.
+
+    Where there are class maps, the image is drawn once for each predicted label, with its map.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: as `describe_labels` returns them, from the highest score down.
         threshold: labels that it does not have predicted are listed in grey, without their boxes;
             one number, or one for each label name.
+        class_maps: label name → (h, w), where in the image it is seen, see `label_maps`.
 
     Returns:
         (H', W', 3) uint8 RGB picture, about 1000 pixels wide whatever the size of the image.
@@ -38,11 +50,40 @@ def draw_labels(
     figure = Figure(figsize=(image_w + PANEL_INCHES, image_h), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     share = image_w / (image_w + PANEL_INCHES)
-    _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, thresholds)
+    if class_maps:
+        _draw_maps(figure, share, image, labels, thresholds, class_maps)
+    else:
+        _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, thresholds)
     panel = figure.add_axes((share + 0.14 * (1 - share), 0.1, 0.78 * (1 - share), 0.86))
-    _draw_bars(panel, labels, thresholds)
+    _draw_bars(panel, labels, thresholds, "" if class_maps else "    — box   - - context box")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def label_maps(output: dict, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Class maps (h, w) of a model's output for one image by label name; none where it has none."""
+    if "class_maps" not in output:
+        return {}
+    maps = output["class_maps"].detach().float().cpu().numpy()
+    return dict(zip(class_names, maps, strict=True))
+
+
+def heat(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A class map (h, w) as colours over an image, from its lowest to its highest value.
+
+    Args:
+        class_map: (h, w) of any scale.
+        size: (height, width) of the picture.
+
+    Returns:
+        (height, width, 4) uint8 RGBA; what is highest is bright and most opaque.
+    """
+    enlarged = cv2.resize(class_map.astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
+    enlarged -= enlarged.min()
+    enlarged /= max(enlarged.max(), 1e-12)
+    rgba = colormaps[HEAT](enlarged)
+    rgba[..., 3] = LEAST_OPAQUE + (MOST_OPAQUE - LEAST_OPAQUE) * enlarged
+    return (255 * rgba).round().astype(np.uint8)
 
 
 def label_color(rank: int, score: float, threshold: float) -> str:
@@ -73,6 +114,29 @@ def _draw_boxes(axes, image, labels, thresholds) -> None:
         _draw_name(axes, label, color, places, image.shape)
 
 
+def _draw_maps(figure, share: float, image, labels, thresholds, class_maps) -> None:
+    """The image with the map of each predicted label, in a grid on the left part of a figure."""
+    ranked = enumerate(zip(labels, thresholds))
+    shown = [(i, x) for i, (x, least) in ranked if predicted(x["score"], least)]
+    columns = math.ceil(math.sqrt(max(len(shown), 1)))
+    rows = math.ceil(max(len(shown), 1) / columns)
+    width, height = share / columns, 1 / rows
+    if not shown:
+        _draw_boxes(figure.add_axes((0, 0, share, 1)), image, [], [])
+    for place, (rank, label) in enumerate(shown):
+        row, column = divmod(place, columns)
+        left, bottom = column * width, 1 - (row + 1) * height
+        axes = figure.add_axes((left, bottom, 0.985 * width, 0.985 * height))
+        axes.set_axis_off()
+        axes.imshow(image, interpolation="antialiased")
+        axes.imshow(heat(class_maps[label["label"]], image.shape[:2]))
+        style = {"boxstyle": "square,pad=0.2", "facecolor": COLORS[rank % len(COLORS)]}
+        axes.text(
+            0.02, 0.98, f"{label['label']} {label['score']:.2f}", transform=axes.transAxes,
+            fontsize=10, va="top", bbox=style | {"edgecolor": "none"}, parse_math=False,
+        )  # fmt: skip
+
+
 def _draw_rectangle(axes, box, color, **line) -> None:
     x0, y0, x1, y1 = box
     for edge, extra in (("black", 1.6), (color, 0)):  # a dark rim keeps lines visible anywhere
@@ -98,7 +162,7 @@ def _draw_name(axes, label, color, places, shape) -> None:
     )  # fmt: skip
 
 
-def _draw_bars(axes, labels, thresholds) -> None:
+def _draw_bars(axes, labels, thresholds, legend: str) -> None:
     names = [x["label"] for x in labels]
     scores = [x["score"] for x in labels]
     colors = [label_color(i, *pair) for i, pair in enumerate(zip(scores, thresholds))]
@@ -109,6 +173,6 @@ def _draw_bars(axes, labels, thresholds) -> None:
         axes.text(1, row - 0.24, f"{score:.2f}", fontsize=10, va="bottom", ha="right")
     axes.vlines(thresholds, rows - 0.24, rows + 0.24, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlim=(0, 1), ylim=(max(len(labels), 5) - 0.5, -0.8), yticks=[], xticks=[0, 0.5, 1])
-    axes.set_xlabel("score    — box   - - context box", fontsize=9)
+    axes.set_xlabel(f"score{legend}", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -53,7 +53,18 @@ def jpeg_url(image: np.ndarray, side: int) -> str:
     reduced.thumbnail((side, side))
     buffer = io.BytesIO()
     reduced.save(buffer, "JPEG", quality=82, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _data_url("jpeg", buffer)
+
+
+def png_url(image: np.ndarray) -> str:
+    """An (H, W, 4) uint8 RGBA image as a data URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return _data_url("png", buffer)
+
+
+def _data_url(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def badge_places(

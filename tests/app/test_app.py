@@ -129,6 +129,34 @@ def test_page_shows_scores_thresholds_latency_and_each_box():
     assert (lines[0]["x"], lines[0]["width"]) == ("300.0", "240.0")  # of the cow, drawn first
 
 
+def test_a_model_without_boxes_shows_its_class_maps():
+    maps = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]], [[2.0, 2.0]]])
+    output = {"image_scores": torch.tensor([0.9, 0.7, 0.3]), "class_maps": maps}
+    labels = list_labels(output, ("cat", "dog", "cow"), [0.5] * 3)
+    photo = LabelledPhoto("a.jpg", "a.jpg", (100, 200), "data:,", output, 0, 12.4)
+    page = Page(page_html("result", photo, labels))
+    assert [tag["data-label"] for tag in page.all("g", "boxes")] == ["0", "1", "2"]
+    pictures = page.all("image")[1:]  # after the photograph
+    assert {(x["width"], x["height"]) for x in pictures} == {("600.0", "300.0")}
+    png = base64.b64decode(pictures[0]["href"].partition(",")[2])
+    drawn = Image.open(io.BytesIO(png))
+    assert drawn.size == (96, 48)
+    left, right = (drawn.getpixel((x, 0))[0] for x in (0, 95))
+    assert left < 20  # the cat is right
+    assert right > 230
+    assert not any("disabled" in button for button in page.all("button"))
+    assert " boxes" not in page.text and "context box" not in page.text
+
+
+def test_a_model_without_boxes_and_maps_says_so():
+    output = {"image_scores": torch.tensor([0.9, 0.7, 0.3])}
+    labels = list_labels(output, ("cat", "dog", "cow"), [0.5] * 3)
+    photo = LabelledPhoto("a.jpg", "a.jpg", (100, 200), "data:,", output, 0, 12.4)
+    page = Page(page_html("result", photo, labels))
+    assert "This model does not say where." in page.text
+    assert all("disabled" in button for button in page.all("button"))
+
+
 def test_names_with_markup_stay_text():
     names, file = (HOSTILE, """$\\frac$ & <b>'q"</b>""", "&lt;"), """<i>'".jpg"""
     page, plain = made_page(made_output(), names=names, name=file), made_page(made_output())

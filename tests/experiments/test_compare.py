@@ -171,6 +171,30 @@ def test_voc_parts_share_no_image(tmp_path, monkeypatch):
     assert sorted(train + val, key=int) == [str(i) for i in range(12)]
 
 
+VOC_IMAGE = """<annotation><size><width>9</width><height>9</height></size>
+<object><name>{}</name><difficult>{}</difficult>
+<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"""
+
+
+def test_a_part_of_voc_becomes_a_table_of_labels_with_unknown_ones_empty(tmp_path, monkeypatch):
+    source = tmp_path / "VOC2012"
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (source / folder).mkdir(parents=True)
+    (source / "ImageSets/Main/train.txt").write_text("1\n2\n3\n4\n")
+    for image, name, difficult in ((2, "bicycle", 1), (4, "cat", 0)):
+        (source / "JPEGImages" / f"{image}.jpg").touch()
+        (source / "Annotations" / f"{image}.xml").write_text(VOC_IMAGE.format(name, difficult))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    dataset = {"voc": {2012: {}}, "labels": {"others": [2012, "train", 2, [1]]}}
+    option, name, file, root = compare.prepare("part", dataset, tmp_path / "data").arguments
+    assert (option, name) == ("--register-labels", "others")
+    assert Path(file).read_text().splitlines()[1:] == [
+        "2.jpg,0," + ",0" * 18,
+        "4.jpg" + ",0" * 7 + ",1" + ",0" * 12,
+    ]
+    assert Path(root, "2.jpg").exists()
+
+
 def test_difference_is_the_mean_over_the_seeds_with_students_interval(finished):
     difference = evidence.Comparison(finished, "own").difference("a", "b", "mAP")
     first, second = (scikit_learn_map("a", s) - scikit_learn_map("b", s) for s in (1, 2))

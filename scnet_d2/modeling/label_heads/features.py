@@ -83,3 +83,27 @@ class ImageFeatures:
         """Values (N, C, H·W) of the cells of a map as one (C, h, w) for each image."""
         maps = values.unflatten(-1, self.maps[name].shape[-2:])
         return image_parts(maps, self.images)
+
+    def on_images(self, name: str, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps (C, h, w) over the cells of each image, as maps over the image itself.
+
+        The last cells reach past the image, into padding: the maps are sampled where the image is.
+        """
+        padded = torch.tensor(self.images.tensor.shape[-2:])
+        grid = torch.tensor(self.maps[name].shape[-2:])
+        sizes = torch.tensor([tuple(size) for size in self.images.image_sizes])  # (N, 2)
+        cells = -(-sizes * grid // padded)
+        shares = (sizes * grid / (cells * padded)).tolist()  # of the cells that is image
+        return [_sampled(m, share) for m, share in zip(maps, shares, strict=True)]
+
+
+def _sampled(values: torch.Tensor, share: Sequence[float]) -> torch.Tensor:
+    """The upper left part of a map (C, h, w), this share of height and width, as (C, h, w)."""
+    y, x = (
+        (torch.arange(n, device=values.device) + 0.5) * (2 * part / n) - 1
+        for n, part in zip(values.shape[-2:], share)
+    )
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2)
+    return F.grid_sample(
+        values[None].float(), places[None], padding_mode="border", align_corners=False
+    )[0]

@@ -48,7 +48,7 @@ class ImageLabeler(DenseDetector):
         Returns:
             In training the head's losses. In inference a dict for each image: `image_scores` (C,)
             float32 in [0, 1], and where the head has them `class_maps` (C, h, w), where in the
-            image each label is seen.
+            image each label is seen; their borders are those of the image, without padding.
         """
         features = ImageFeatures.of(self.preprocess_image(batched_inputs), self.backbone)
         if self.training:
@@ -58,7 +58,8 @@ class ImageLabeler(DenseDetector):
         scores = [{"image_scores": s} for s in output.logits.float().sigmoid()]
         if output.class_maps is None:
             return scores
-        return [x | {"class_maps": m} for x, m in zip(scores, output.class_maps, strict=True)]
+        maps = features.on_images(self.head.in_feature, output.class_maps)
+        return [x | {"class_maps": m} for x, m in zip(scores, maps, strict=True)]
 
 
 def _stage(backbone: nn.Module, name: str) -> nn.Module:

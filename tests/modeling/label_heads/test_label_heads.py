@@ -172,6 +172,15 @@ def test_it_trains_in_bfloat16_with_losses_in_float32(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_class_maps_end_where_the_image_ends():
+    # 8 x 12 px are 1 x 2 cells of 8 px: three quarters of their width is image
+    pictured = features(torch.zeros(3, 8, 12), torch.zeros(3, 16, 16))
+    maps = pictured.on_images("res5", [torch.tensor([[[0.0, 1.0]]]), torch.eye(2)[None]])
+    # centres 3/16 and 9/16 of the cells' width; theirs are 1/4 and 3/4
+    torch.testing.assert_close(maps[0], torch.tensor([[[0.0, 0.625]]]))
+    torch.testing.assert_close(maps[1], torch.eye(2)[None])
+
+
 def test_the_example_of_the_page_is_a_head():
     page = (REPO / "docs" / "label_heads.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
