@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
                 bad += 1
                 record = {"file": file, "error": str(error)}
             else:
-                output, names = predictor(image), predictor.class_names
-                labels = describe_labels(output, names)
-                drawn, maps = labels_to_draw(labels, thresholds), label_maps(output, names)
+                prediction, names = predictor(image), predictor.class_names
+                labels = describe_labels(prediction, names)
+                drawn, maps = labels_to_draw(labels, thresholds), label_maps(prediction, names)
                 picture = draw_labels(
                     image[:, :, ::-1], drawn, threshold=thresholds, class_maps=maps
                 )

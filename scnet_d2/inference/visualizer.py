@@ -17,6 +17,7 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#00
 GREY = "#9A9A9A"
 PANEL_INCHES = 3.2  # width of the panel of score bars
 IMAGE_INCHES = 6.4  # long side of the image
+LEAST_INCHES = 2.6  # height of a picture
 DPI = 110
 HEAT = "inferno"
 LEAST_OPAQUE, MOST_OPAQUE = 0.45, 0.6  # of the colours of a class map
@@ -46,12 +47,19 @@ def draw_labels(
     thresholds = [_threshold(threshold, x["label"]) for x in labels]
     height, width = image.shape[:2]
     scale = IMAGE_INCHES / max(height, width)
-    image_w, image_h = width * scale, max(height * scale, 2.0)
+    shown = _shown(labels, thresholds) if class_maps else []
+    columns = math.ceil(math.sqrt(len(shown))) or 1
+    rows = math.ceil(len(shown) / columns) or 1
+    image_w, image_h = width * scale, max(height * scale * rows / columns, LEAST_INCHES)
     figure = Figure(figsize=(image_w + PANEL_INCHES, image_h), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     share = image_w / (image_w + PANEL_INCHES)
-    if class_maps:
-        _draw_maps(figure, share, image, labels, thresholds, class_maps)
+    if shown:
+        cells = figure.add_gridspec(
+            rows, columns, left=0, right=share, bottom=0, top=1, wspace=0.015, hspace=0.015
+        )
+        for cell, (rank, label) in zip(cells, shown):
+            _draw_map(figure.add_subplot(cell), image, rank, label, class_maps[label["label"]])
     else:
         _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, thresholds)
     panel = figure.add_axes((share + 0.14 * (1 - share), 0.1, 0.78 * (1 - share), 0.86))
@@ -95,14 +103,19 @@ def _threshold(threshold: float | Mapping[str, float], name: str) -> float:
     return threshold[name] if isinstance(threshold, Mapping) else threshold
 
 
+def _shown(labels, thresholds) -> list[tuple[int, dict]]:
+    """The predicted labels, each with its rank."""
+    ranked = zip(enumerate(labels), thresholds)
+    return [(i, x) for (i, x), least in ranked if predicted(x["score"], least)]
+
+
 def _draw_boxes(axes, image, labels, thresholds) -> None:
     axes.imshow(image, interpolation="lanczos" if max(image.shape) < 600 else "antialiased")
     axes.set_axis_off()
     height, width = image.shape[:2]
     edge = 0.012 * max(height, width)  # boxes that end at the border stay visible
     axes.set(xlim=(-edge, width + edge), ylim=(height + edge, -edge))
-    ranked = zip(enumerate(labels), thresholds)
-    shown = [(i, x) for (i, x), least in ranked if x["box"] and predicted(x["score"], least)]
+    shown = [(i, x) for i, x in _shown(labels, thresholds) if x["box"]]
     for rank, label in reversed(shown):  # the highest score on top
         color = label_color(rank, label["score"], thresholds[rank])
         if label["context_box"]:  # a detector has none
@@ -114,27 +127,16 @@ def _draw_boxes(axes, image, labels, thresholds) -> None:
         _draw_name(axes, label, color, places, image.shape)
 
 
-def _draw_maps(figure, share: float, image, labels, thresholds, class_maps) -> None:
-    """The image with the map of each predicted label, in a grid on the left part of a figure."""
-    ranked = enumerate(zip(labels, thresholds))
-    shown = [(i, x) for i, (x, least) in ranked if predicted(x["score"], least)]
-    columns = math.ceil(math.sqrt(max(len(shown), 1)))
-    rows = math.ceil(max(len(shown), 1) / columns)
-    width, height = share / columns, 1 / rows
-    if not shown:
-        _draw_boxes(figure.add_axes((0, 0, share, 1)), image, [], [])
-    for place, (rank, label) in enumerate(shown):
-        row, column = divmod(place, columns)
-        left, bottom = column * width, 1 - (row + 1) * height
-        axes = figure.add_axes((left, bottom, 0.985 * width, 0.985 * height))
-        axes.set_axis_off()
-        axes.imshow(image, interpolation="antialiased")
-        axes.imshow(heat(class_maps[label["label"]], image.shape[:2]))
-        style = {"boxstyle": "square,pad=0.2", "facecolor": COLORS[rank % len(COLORS)]}
-        axes.text(
-            0.02, 0.98, f"{label['label']} {label['score']:.2f}", transform=axes.transAxes,
-            fontsize=10, va="top", bbox=style | {"edgecolor": "none"}, parse_math=False,
-        )  # fmt: skip
+def _draw_map(axes, image, rank, label, class_map) -> None:
+    """The image with the class map of a label, and its name."""
+    axes.set_axis_off()
+    axes.imshow(image, interpolation="antialiased")
+    axes.imshow(heat(class_map, image.shape[:2]))
+    style = {"boxstyle": "square,pad=0.2", "facecolor": COLORS[rank % len(COLORS)]}
+    axes.text(
+        0.02, 0.98, f"{label['label']} {label['score']:.2f}", transform=axes.transAxes,
+        fontsize=10, va="top", bbox=style | {"edgecolor": "none"}, parse_math=False,
+    )  # fmt: skip
 
 
 def _draw_rectangle(axes, box, color, **line) -> None:
