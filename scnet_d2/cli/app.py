@@ -1,4 +1,4 @@
-"""A page to try a model: drop a photograph, see its labels and the boxes that they come from."""
+"""A page to try a model: drop a photograph, see its labels and where they come from."""
 
 import argparse
 import logging
@@ -47,13 +47,18 @@ class PhotoError(ValueError):
 
 
 def get_num_boxes(model) -> int:
-    """Most proposals of the RPN that take part in the labels of an image."""
-    return model.proposal_generator.post_nms_topk[False]
+    """Most proposals of the RPN that take part in the labels of an image, 0 without an RPN."""
+    return model.proposal_generator.post_nms_topk[False] if _has_rpn(model) else 0
 
 
 def set_num_boxes(model, number: int) -> None:
-    """Let at most so many proposals of the RPN take part."""
-    model.proposal_generator.post_nms_topk[False] = number
+    """Let at most so many proposals of the RPN take part, where there is one."""
+    if _has_rpn(model):
+        model.proposal_generator.post_nms_topk[False] = number
+
+
+def _has_rpn(model) -> bool:
+    return getattr(model, "proposal_generator", None) is not None
 
 
 def read_photo(path: str | Path) -> np.ndarray:
@@ -106,7 +111,7 @@ class LabelPage:
     def __init__(self, predictor: SCNetPredictor, examples: dict[str, str]):
         """
         Args:
-            predictor: of an SCNet.
+            predictor: of an SCNet or an ImageLabeler.
             examples: photographs offered, path → thumbnail's data URL.
         """
         self.predictor = predictor
@@ -195,8 +200,8 @@ def build_settings(page: LabelPage) -> tuple[gr.Slider, gr.Slider, gr.Checkbox]:
             start = np.median(page.predictor.thresholds)
             threshold = gr.Slider(0, 1, start, step=0.01, label="Threshold", min_width=260)
             boxes = gr.Slider(
-                1, page.max_boxes, page.max_boxes, step=1, min_width=260,
-                label="Boxes (RPN proposals)",
+                min(page.max_boxes, 1), max(page.max_boxes, 1), page.max_boxes, step=1,
+                min_width=260, label="Boxes (RPN proposals)", visible=page.max_boxes > 0,
             )  # fmt: skip
         own = gr.Checkbox(
             page.has_own_thresholds, label="Each label's own threshold, of the config",
@@ -238,10 +243,10 @@ def load_examples(folder: str) -> dict[str, str]:
 def setup(args) -> CfgNode:
     """Read the config and the key overrides."""
     cfg = load_arguments(args)
-    if cfg.MODEL.META_ARCHITECTURE != "SCNet":
+    if cfg.MODEL.META_ARCHITECTURE not in ("SCNet", "ImageLabeler"):
         raise ValueError(
             f"{args.model}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; the "
-            "page shows the boxes of SCNet"
+            "page shows the boxes of SCNet and the class maps of ImageLabeler"
         )
     return cfg
 

@@ -62,7 +62,8 @@ def draw_labels(
             _draw_map(figure.add_subplot(cell), image, rank, label, class_maps[label["label"]])
     else:
         _draw_boxes(figure.add_axes((0, 0, share, 1)), image, labels, thresholds)
-    panel = figure.add_axes((share + 0.14 * (1 - share), 0.1, 0.78 * (1 - share), 0.86))
+    left, bottom = share + 0.14 * (1 - share), 0.43 / image_h  # below it the axis has its name
+    panel = figure.add_axes((left, bottom, 0.78 * (1 - share), 0.96 - bottom))
     _draw_bars(panel, labels, thresholds, "" if class_maps else "    — box   - - context box")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

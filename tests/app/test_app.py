@@ -213,13 +213,13 @@ def test_photographs_are_turned_as_their_exif_says(app, tmp_path):
     assert app.read_photo(str(tmp_path / "turned.jpg")).shape == (40, 20, 3)
 
 
-def test_a_config_without_scnet_is_refused(app, tmp_path):
-    (tmp_path / "config.yaml").write_text("MODEL: {META_ARCHITECTURE: ImageLabeler}")
+def test_a_config_of_another_model_is_refused(app, tmp_path):
+    (tmp_path / "config.yaml").write_text("MODEL: {META_ARCHITECTURE: GeneralizedRCNN}")
     (tmp_path / "w.pth").touch()
     opts = ["MODEL.WEIGHTS", str(tmp_path / "w.pth"), "MODEL.ROI_HEADS.NUM_CLASSES", 1]
     opts += ["DATASETS.CLASS_NAMES", "('cat',)"]
     args = SimpleNamespace(model=str(tmp_path / "config.yaml"), weights=None, opts=opts)
-    with pytest.raises(ValueError, match=r"MODEL\.META_ARCHITECTURE is ImageLabeler"):
+    with pytest.raises(ValueError, match=r"MODEL\.META_ARCHITECTURE is GeneralizedRCNN"):
         app.setup(args)
 
 
