@@ -6,6 +6,7 @@ numbers); one-vs-rest, C from the held-out tenth of the training photographs (ev
 Labels that are ignored are left out. A score is the sigmoid of a decision value: 0.5 is the plane.
 
 Predicted before the run: mAP 24 over the twelve classes of the plan, 50 below average pooling.
+Outcome: 24.4, 51.4 below average pooling (75.7, seed 1 of photographs.yaml).
 
 Source: Dalal and Triggs, "Histograms of oriented gradients for human detection", CVPR 2005.
 """
