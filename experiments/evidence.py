@@ -2,8 +2,9 @@
 """Tables and plots of all stored comparisons: results/*.yaml and what compare.py kept.
 
 Prints a table for each plan, writes the plots to docs/images/results/ and results/evidence.json:
-{data set: {method: {metric: [percent, one for each seed]}}}. Nothing is trained or evaluated again;
-metrics are computed from the stored image scores.
+{plan: {method: {metric: [percent, one for each seed]}}}, where a plan of several data sets has an
+entry `plan/data set` for each. Nothing is trained or evaluated again; metrics are computed from
+the stored image scores.
 
 Differences are paired: by seed, and by image. Their intervals: "images", the percentile bootstrap
 over test images of the mean over the seeds (1000 replicates); "seeds", Student's t over the seeds.
@@ -412,12 +413,11 @@ def main(arguments: list[str] | None = None) -> None:
         for comparison in comparisons:
             for text in tables(comparison):
                 print(text, end="\n\n")
-            evidence.setdefault(comparison.dataset, {}).update(
-                {
-                    method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
-                    for method in comparison.methods
-                }
-            )
+            name = path.stem if len(plan.datasets) == 1 else f"{path.stem}/{comparison.dataset}"
+            evidence[name] = {
+                method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
+                for method in comparison.methods
+            }
         if (stored := plan.results / cost.FILE).exists():
             print(cost.table(plan, json.loads(stored.read_text())), end="\n\n")
         plot(plan, comparisons, images)

@@ -227,7 +227,7 @@ def test_evidence_prints_draws_and_stores(finished, capsys):
     printed = capsys.readouterr().out
     assert "A test" in printed
     assert max(map(len, printed.splitlines())) <= 100
-    stored = json.loads((folder / "evidence.json").read_text())["own"]
+    stored = json.loads((folder / "evidence.json").read_text())["plan"]
     for method in "ab":
         expected = [scikit_learn_map(method, seed) for seed in (1, 2)]
         assert stored[method]["mAP"] == pytest.approx(expected, abs=1e-4)
