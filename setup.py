@@ -65,6 +65,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
             "docs": ["pdoc"],  # make docs: pages of the public names
             "export": ["onnx", "onnxruntime"],  # scnet export --format onnx
             "fuzz": ["atheris"],  # tests/fuzzing/fuzz_loaders.py
+            "openvino": ["openvino>=2024.4"],  # scnet tag --backend openvino
             "pretrained": LITE_WEIGHTS,  # training from ImageNet weights without a download
             "ray": ["ray[data]"],  # scnet tag --engine ray: several machines
             "test": [  # make test, make lint, make demo
@@ -74,6 +75,7 @@ if __name__ == "__main__":  # `make setup` imports this file to say which OpenCV
                 "hypothesis",
                 "onnx",
                 "onnxruntime",
+                "openvino>=2024.4",
                 "pdoc",
                 "pytest",
                 "pytest-xdist",

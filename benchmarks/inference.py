@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 from functools import partial
+from importlib.util import find_spec
 
 from scnet_d2.config import has_fast_bfloat16
+from scnet_d2.inference.backends import convert_network
 from scnet_d2.inference.optimize import (
     compute_in,
     fold_batch_norm,
     optimize_for_inference,
     thread_roi_align,
+    use_winograd,
 )
 
 import torch
@@ -44,7 +47,10 @@ BOXES, SCORES_ONLY = "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.SCNET.IMAGE_SCORES_O
 TABLES = ("models", "steps", "boxes", "classes", "size", "profile")
 STEPS = {
     "batch norm folded": fold_batch_norm,
+    "channels first": partial(compute_in, dtype=torch.float32, layout=torch.contiguous_format),
     "channels last": partial(compute_in, dtype=torch.float32, layout=torch.channels_last),
+    "3 x 3 by Winograd": use_winograd,
+    "network by OpenVINO": partial(convert_network, backend="openvino"),
     "bfloat16": partial(compute_in, dtype=torch.bfloat16, layout=torch.contiguous_format),
     "bfloat16, channels last": partial(
         compute_in, dtype=torch.bfloat16, layout=torch.channels_last
@@ -60,7 +66,7 @@ def prepare(setup: Setup):
     model = load_model(setup, inputs)
     set_score_threshold(model, inputs)
     if setup.optimize:
-        optimize_for_inference(model, getattr(torch, setup.optimize), setup.compile)
+        optimize_for_inference(model, getattr(torch, setup.optimize), backend=setup.backend)
     for step in setup.steps:
         STEPS[step](model)
     counts = count_boxes(model)
@@ -118,18 +124,19 @@ def models(base: Setup, with_compiled: bool) -> list[Setup]:
     if best.optimize != "float32":
         optimised.append(best._replace(name=f"... in {best.optimize}"))
     if with_compiled:
-        optimised.append(best._replace(name="... and compiled", compile=True))
+        optimised.append(best._replace(name="... and compiled", backend="compile"))
     scores = best._replace(name="... image scores alone", opts=_add(base, SCORES_ONLY, True))
     return [*plain, *(amp if torch.cuda.is_available() else []), *optimised, scores]
 
 
 def steps(base: Setup) -> list[Setup]:
     """Faster R-CNN, SCNet, and SCNet with more and more steps of what optimises it."""
-    folded, channels_last, *fast, last_but_threads, threads = STEPS
-    taken = [(), (folded,), (folded, channels_last)]
+    folded, first, last, winograd, openvino, bfloat16, bfloat16_last, threads = STEPS
+    taken = [(), (folded,), (folded, last), (folded, first, winograd)]
+    if find_spec("openvino"):
+        taken.append((folded, first, winograd, openvino))
     if fastest(base).optimize == "bfloat16":
-        taken += [(folded, step) for step in (*fast, last_but_threads)]
-    taken.append((*taken[-1], threads))
+        taken += [(folded, bfloat16), (folded, bfloat16_last), (folded, bfloat16_last, threads)]
     scnet = [base._replace(name=f"... {t[-1]}" if t else "SCNet", steps=t) for t in taken]
     return [base._replace(name="Faster R-CNN", stock=True), *scnet]
 

@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", action="store_true", help="operations instead of models")
-    add_arguments(parser, "Lite0")
+    add_arguments(parser)
     args = parser.parse_args(arguments)
     lite = args.backbone == "Lite0"
     setups = (parts_of_lite if lite else models)(base_setup(args))

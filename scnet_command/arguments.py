@@ -130,6 +130,10 @@ def tag(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"),
         help="optimise the model in this type, docs/performance.md; default: as it was trained",
     )  # fmt: skip
+    add(
+        "--backend", choices=("auto", "torch", "openvino", "compile"),
+        help="optimise the model, and have this compute its network; default with --dtype: auto",
+    )  # fmt: skip
     add("--null", action="store_true", help="the list on standard input is of find -print0")
     add("--retry-failed", action="store_true", help="try images again that failed earlier")
     add(

@@ -40,6 +40,7 @@ class TagOptions:
         batch_size: most images that go through the model together.
         max_pixels: a larger image is not decoded.
         dtype: "float32" or "bfloat16" to have the model optimised, see `optimize_for_inference`.
+        backend: of the optimised model; None for "auto". With one, `dtype` is "float32" by default.
     """
 
     thresholds: np.ndarray
@@ -47,6 +48,7 @@ class TagOptions:
     batch_size: int = 8
     max_pixels: int = MAX_PIXELS
     dtype: str | None = None
+    backend: str | None = None
 
     @property
     def chunk_size(self) -> int:
@@ -57,8 +59,9 @@ class TagOptions:
 def build_predictor(cfg: CfgNode, options: TagOptions) -> SCNetPredictor:
     """The model of every engine."""
     predictor = SCNetPredictor(cfg)
-    if options.dtype:
-        optimize_for_inference(predictor.model, getattr(torch, options.dtype))
+    if options.dtype or options.backend:
+        dtype = getattr(torch, options.dtype or "float32")
+        optimize_for_inference(predictor.model, dtype, backend=options.backend or "auto")
     return predictor
 
 

@@ -81,8 +81,16 @@ def test_the_step_of_efficientnet_lite_is_measured_part_by_part(capsys, monkeypa
     assert "p2" in speed.load_config(naive).MODEL.RPN.IN_FEATURES
     assert "p2" not in speed.load_config(shipped).MODEL.RPN.IN_FEATURES
     assert speed.load_config(shipped).MODEL.BACKBONE.FREEZE_AT == 5
-    with pytest.raises(SystemExit):  # there is no Faster R-CNN to run it beside
-        inference.main(["--backbone", "Lite0", *TINY])
+
+
+def test_faster_rcnn_of_efficientnet_lite_is_detectron2s_config_on_that_network():
+    cfg = speed.load_config(Setup("", "Lite0", stock=True))
+    assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME) == (
+        "GeneralizedRCNN", "StandardROIHeads",
+    )  # fmt: skip
+    assert cfg.MODEL.TIMM.NAME == "tf_efficientnet_lite0"
+    assert cfg.MODEL.FPN.IN_FEATURES == cfg.MODEL.TIMM.OUT_FEATURES
+    assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 1000
 
 
 def test_what_is_timed_as_a_training_step_changes_the_weights(monkeypatch):

@@ -4,8 +4,15 @@ import copy
 import logging
 from pathlib import Path
 
-from scnet_d2.inference import describe_labels, optimize, optimize_for_inference, rounded_scores
-from scnet_d2.inference.optimize import ThreadedROIAlign, fold_batch_norm
+from scnet_d2.inference import (
+    backends,
+    describe_labels,
+    optimize,
+    optimize_for_inference,
+    rounded_scores,
+)
+from scnet_d2.inference.backends import OpenVINONetwork
+from scnet_d2.inference.optimize import ThreadedROIAlign, fold_batch_norm, use_winograd
 
 import pytest
 import torch
@@ -90,6 +97,28 @@ def test_a_folded_convolution_equals_convolution_norm_and_activation(norm, bias,
     torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(20, 33), (64, 48), (7, 5)])  # the last one is left to oneDNN
+def test_winograd_convolutions_equal_a_convolution_and_activation(size):
+    layer = torch.nn.Sequential(
+        Conv2d(24, 40, 3, padding=1, activation=torch.relu), torch.nn.Conv2d(40, 8, 3, padding=1)
+    )
+    x = torch.randn(3, 24, *size).to(memory_format=torch.channels_last)
+    expected = layer(x).detach()
+    use_winograd(layer)
+    assert {type(conv).__name__ for conv in layer} == {"WinogradConv2d"}
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "other", [{"stride": 2}, {"dilation": 2, "padding": 2}, {"groups": 2}, {"padding": 0}]
+)
+def test_other_convolutions_are_left_in_place(other):
+    layer = torch.nn.Sequential(Conv2d(4, 4, 3, **{"padding": 1} | other))
+    use_winograd(layer)
+    assert type(layer[0]) is Conv2d
+
+
 def test_group_norm_is_left_in_place():
     conv = Conv2d(4, 32, 1, norm=torch.nn.GroupNorm(32, 32))
     fold_batch_norm(conv)
@@ -102,11 +131,29 @@ def test_an_optimised_model_gives_the_scores_of_the_plain_one(dtype, norm):
     assert_scores_stay(small_model("MODEL.RESNETS.NORM", norm), two_images(), dtype)
 
 
-def test_in_float32_the_proposals_stay_too():
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_in_float32_the_proposals_stay_too(backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="pip install 'scnet_d2[openvino]'")
     model, inputs = small_model(), two_images()
     plain = image_scores(model, inputs)
-    fast = image_scores(optimize_for_inference(model), inputs)
+    fast = image_scores(optimize_for_inference(model, backend=backend), inputs)
     torch.testing.assert_close(fast, plain, atol=1e-3, rtol=0)
+
+
+def test_weights_are_not_loaded_into_what_openvino_has_compiled():
+    pytest.importorskip("openvino", reason="pip install 'scnet_d2[openvino]'")
+    model = optimize_for_inference(small_model(), backend="openvino")
+    assert isinstance(model.backbone.bottom_up, OpenVINONetwork)
+    with pytest.raises(RuntimeError, match="OpenVINO has its weights compiled in"):
+        model.load_state_dict(model.state_dict())
+
+
+def test_without_openvino_pytorch_is_used_and_said_to_be(monkeypatch, caplog):
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    model = optimize_for_inference(small_model(), backend="openvino")
+    assert not isinstance(model.backbone.bottom_up, OpenVINONetwork)
+    assert "pip install 'scnet_d2[openvino]'); PyTorch is used" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -207,6 +254,8 @@ def test_other_models_and_types_are_refused():
         optimize_for_inference(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"torch\.float16"):
         optimize_for_inference(small_model(), torch.float16)
+    with pytest.raises(ValueError, match="auto, torch, openvino, compile, got 'tensorrt'"):
+        optimize_for_inference(small_model(), backend="tensorrt")
 
 
 def test_the_number_of_patches_is_that_of_the_boxes_with_the_highest_objectness():

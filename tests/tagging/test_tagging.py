@@ -573,17 +573,18 @@ def test_wrong_arguments_are_explained_in_one_line(arguments, message, tag, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", [("--dtype", "float32"), ("--backend", "torch")])
 def test_an_optimised_model_gives_the_same_labels_and_is_a_setting(
-    tag, whole, photos, tmp_path, capfd
+    option, tag, whole, photos, tmp_path, capfd
 ):
     output = tmp_path / "labels.jsonl"
-    assert tag(photos, "--dtype", "float32", output=output) == 0
+    assert tag(photos, *option, output=output) == 0
     for record, plain in zip(map(json.loads, output.open()), map(json.loads, whole.splitlines())):
         assert record["file"] == plain["file"]
         scores, expected = ([x["score"] for x in r["labels"]] for r in (record, plain))
         assert scores == pytest.approx(expected, abs=1e-3)
     assert tag(photos, output=output) == 2
-    assert "dtype" in capfd.readouterr().err
+    assert option[0].removeprefix("--") in capfd.readouterr().err
 
 
 # ---- Ray ----------------------------------------------------------------------------------------

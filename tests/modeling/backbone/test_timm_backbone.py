@@ -137,7 +137,7 @@ def test_folding_batch_norm_leaves_the_features(family):
     x, before = torch.randn(1, 3, 64, 96), model.state_dict()
     with torch.no_grad():
         wanted = model.backbone(x)
-        optimize_for_inference(model)
+        optimize_for_inference(model, backend="torch")
         torch.testing.assert_close(model.backbone(x), wanted, atol=1e-4, rtol=1e-3)
     assert not [n for n in model.state_dict() if "running_mean" in n]
     with pytest.raises(RuntimeError, match="batch norms are folded"):
