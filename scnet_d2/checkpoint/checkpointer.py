@@ -242,7 +242,7 @@ def _counts(name: str) -> bool:
 
 
 def _without_weight(names: list[str], loaded: list[str]) -> list[str]:
-    """Those of a layer whose weight was not loaded either."""
+    """The biases and statistics of layers that got no weight from the file."""
     return [n for n in names if n.rsplit(".", 1)[0] + ".weight" not in loaded]
 
 

@@ -44,7 +44,7 @@ class Conversion(NamedTuple):
 def match_suffixes(
     state: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor], caffe2: bool
 ) -> dict[str, torch.Tensor]:
-    """Rename tensors by Detectron2's heuristics: a name stands for the model's that ends in it.
+    """Rename tensors as Detectron2 does: each goes to the tensor of the model whose name ends so.
 
     Args:
         state: the file's tensors.
