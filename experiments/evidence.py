@@ -172,12 +172,32 @@ def all_metrics(comparison: Comparison) -> str:
     return f"{tabulate(rows, headers, disable_numparse=True)}\n{note}"
 
 
+def plan_tables(plan: Plan, comparisons: list[Comparison]) -> Iterator[str]:
+    """What is printed of a plan; of many data sets that are no curve an overview comes first."""
+    if len(comparisons) > 2 and "x" not in plan.datasets[comparisons[0].dataset]:
+        yield by_dataset(plan, comparisons)
+    for comparison in comparisons:
+        yield from tables(comparison)
+
+
 def bounds(comparison: Comparison) -> Iterator[str]:
     """Lines on what no training is needed for, where the plan's results have them."""
     path = comparison.plan.results / f"{comparison.dataset}-bounds.json"
     if path.exists():
         for name, values in json.loads(path.read_text()).items():
             yield f"{name}: " + ", ".join(f"{group} {value:.2f}" for group, value in values.items())
+
+
+def by_dataset(plan: Plan, comparisons: list[Comparison]) -> str:
+    """Mean over the seeds of the lead metric, a column for each data set."""
+    lead = next(iter(plan.groups))
+    rows = []
+    for method in plan.methods:
+        if not any(method in c.methods for c in comparisons):
+            continue
+        means = (c.values(method, lead).mean() if method in c.methods else "" for c in comparisons)
+        rows.append([method, *means])
+    return tabulate(rows, [lead, *(c.dataset for c in comparisons)], floatfmt=".2f")
 
 
 def by_class(comparison: Comparison) -> str:
@@ -410,9 +430,9 @@ def main(arguments: list[str] | None = None) -> None:
         if not comparisons:
             continue
         print(f"\n{'=' * 100}\n{plan.title}   ({path.name})\n")
+        for text in plan_tables(plan, comparisons):
+            print(text, end="\n\n")
         for comparison in comparisons:
-            for text in tables(comparison):
-                print(text, end="\n\n")
             name = path.stem if len(plan.datasets) == 1 else f"{path.stem}/{comparison.dataset}"
             evidence[name] = {
                 method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
