@@ -15,7 +15,8 @@ class SRN(LabelHead):
 
     An attention map and a confidence map for each label, multiplied, go through convolutions that
     see the whole grid. The published training has four stages; here the three outputs (whole image,
-    attention, relations) are trained at once, none through the other: our reading.
+    attention, relations) are trained at once, none through the other: our reading. A port has batch
+    norms in the convolutions of the maps; here the maps are scaled to a mean near 1.
 
     Source: Zhu et al., "Learning spatial regularization with image-level supervisions for
     multi-label image classification", CVPR 2017; layers as in a port of it.
@@ -67,7 +68,8 @@ class SRN(LabelHead):
         confidence = self.confidence(fine)  # (N, C, grid, grid)
         attended = (confidence * attention).sum(dim=(2, 3))
         maps = confidence.sigmoid() * attention
-        relation = self.relations(maps.detach())
+        # Attention sums to 1: its cells are lost beside the biases unless their mean is 1.
+        relation = self.relations(maps.detach() * self.grid**2)
         logits = torch.lerp(relation, image, self.weight)
         parts = {"image": image, "attention": attended, "relation": relation}
         return LabelOutput(logits, parts, list(maps))

@@ -108,6 +108,12 @@ def test_srn_averages_the_image_with_the_relations_and_trains_none_through_anoth
     assert trained == {"relations"}
 
 
+def test_srn_relations_tell_images_apart_before_training():
+    output = head("SRN", dim=64, grid=14).predict(features(*pictures()))
+    relation = output.parts["relation"]
+    assert (relation[0] - relation[1]).abs().mean() > 0.05 * relation.std()
+
+
 def test_delta_smooth_maximum_lies_between_mean_and_maximum_of_the_image():
     model = head("DELTA", sharpness=5.0)
     scores, valid = torch.tensor([[[0.0, 1.0, 9.0]]]), torch.tensor([[True, True, False]])
