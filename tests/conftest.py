@@ -110,6 +110,7 @@ def assert_contract(outputs, inputs, num_classes):
 LONGEST = (
     "test_tagging", "test_timm_backbone", "test_export", "test_programs", "test_resume",
     "test_distributed", "test_context_scenes", "test_checkpoint", "test_scnet", "test_compare",
+    "test_wheel", "test_tutorial",
     "test_faults", "test_app", "test_aggregation", "test_optimize", "test_studies",
     "test_metrics", "test_configs", "test_detectron2_build", "test_timm_weights",
     "test_data_scale",
