@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
 SIZES = ((0, 0.05), (0.05, 0.25), (0.25, 1.01))  # of an object / of the image
 REPLICATES = 1000
-METRICS = ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")
+METRICS = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
 class Scores(NamedTuple):
