@@ -71,3 +71,10 @@ def test_every_line_of_the_tutorial_runs_and_leaves_what_it_says(export):
     assert {"report.html", "thresholds.json", "model_final.pth"} <= set(os.listdir(export / "run"))
     assert len(os.listdir(export / "pictures")) == 2 + 1  # and labels.jsonl
     assert (export / "labels.csv").read_text().splitlines()[0].startswith("file,width,height,label")
+
+
+def test_registered_data_that_no_key_names_are_refused_before_training(export, capsys):
+    config = ("--config-file", "VOC-MultiLabel/scnet_EfficientNet_Lite0_FPN_256px")
+    own = ("--register-coco", "forgotten", "train.json", "images/")
+    assert scnet("train", *config, "--output", "run", *own) == 2
+    assert "forgotten: registered, but neither trained nor evaluated" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             "choose a new folder with --output"
         )
     check_output_dir(cfg.OUTPUT_DIR)
-    register_arguments(args)
+    _check_used(cfg, register_arguments(args))
     datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.CLASS_NAMES and datasets:
         cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
@@ -59,6 +59,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     warn_of_leaks(cfg)
     return cfg
+
+
+def _check_used(cfg: CfgNode, registered: list[str]) -> None:
+    """Refuse to leave all data of the command line aside for the config's own."""
+    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST}
+    if registered and used.isdisjoint(registered):
+        raise ValueError(
+            f"{', '.join(registered)}: registered, but neither trained nor evaluated on; set "
+            f"DATASETS.TRAIN and DATASETS.TEST, as \"('{registered[0]}',)\""
+        )
 
 
 def _start_log(cfg: CfgNode, args) -> None:
