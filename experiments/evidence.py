@@ -68,6 +68,7 @@ class Comparison:
     def __init__(self, plan: Plan, dataset: str):
         self.plan = plan
         self.dataset = dataset
+        self._kept = {}
         self.seeds = {
             method: [s for s in plan.seeds if plan.result(Cell(dataset, method, s))]
             for method in plan.methods
@@ -93,19 +94,24 @@ class Comparison:
             ]
         )
 
+    def _resampled(self, method: str, seed: int, group: str) -> tuple[float, np.ndarray]:
+        """Mean AP of a cell, and of its replicates (R,); the images are the same for all cells."""
+        if (key := (method, seed, group)) not in self._kept:
+            scores = self.scores(method, seed, self.plan.groups[group])
+            replicates = bootstrap_map(*scores, replicates=REPLICATES)
+            self._kept[key] = multilabel_metrics(*scores)["mAP"], replicates
+        return self._kept[key]
+
     def difference(self, method: str, reference: str, group: str) -> Difference | None:
         """Method - reference over the seeds that both have; None without one."""
         seeds = [s for s in self.seeds[method] if s in self.seeds[reference]]
         if not seeds:
             return None
-        classes = self.plan.groups[group]
         values, samples = [], []
         for seed in seeds:
-            pair = [self.scores(name, seed, classes) for name in (reference, method)]
-            values.append(np.diff([multilabel_metrics(*x)["mAP"] for x in pair])[0])
-            samples.append(
-                np.diff([bootstrap_map(*x, replicates=REPLICATES) for x in pair], axis=0)[0]
-            )
+            pair = [self._resampled(name, seed, group) for name in (reference, method)]
+            values.append(pair[1][0] - pair[0][0])
+            samples.append(pair[1][1] - pair[0][1])
         images = np.quantile(np.mean(samples, axis=0), [0.025, 0.975])
         return Difference(float(np.mean(values)), tuple(images), _t_interval(np.array(values)))
 
