@@ -40,6 +40,10 @@ class ImageFeatures:
         padded = ImageList.from_tensors(list(images), self.backbone.size_divisibility)
         return self.of(padded, self.backbone)
 
+    def scaled_images(self, scale: float) -> list[torch.Tensor]:
+        """The images (3, H, W) without padding, their sides times `scale`."""
+        return [resized(self.images[i], scale) for i in range(len(self.images))]
+
     def valid(self, name: str) -> torch.Tensor:
         """(N, H·W) bool, True for the cells of a map that its image reaches into."""
         ones = torch.zeros_like(self.maps[name][:, :1], dtype=torch.bool)  # (N, 1, H, W)
@@ -95,6 +99,12 @@ class ImageFeatures:
         cells = -(-sizes * grid // padded)
         shares = (sizes * grid / (cells * padded)).tolist()  # of the cells that is image
         return [_sampled(m, share) for m, share in zip(maps, shares, strict=True)]
+
+
+def resized(image: torch.Tensor, scale: float) -> torch.Tensor:
+    """An image (3, H, W), its sides times `scale`."""
+    size = [max(1, round(scale * side)) for side in image.shape[-2:]]
+    return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _sampled(values: torch.Tensor, share: Sequence[float]) -> torch.Tensor:

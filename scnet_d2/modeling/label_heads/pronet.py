@@ -2,11 +2,10 @@
 
 import torch
 from detectron2.config import configurable
-from torch.nn import functional as F
 from torchvision.ops import nms
 
 from ..aggregation import logsumexp
-from .features import ImageFeatures
+from .features import ImageFeatures, resized
 from .head import LABEL_HEAD_REGISTRY, LabelHead, LabelOutput
 
 MAX_OVERLAP = 0.5  # IoU of two boxes of an image
@@ -56,7 +55,7 @@ class ProNet(LabelHead):
     def predict(self, features: ImageFeatures) -> LabelOutput:
         """Logits; parts `cells` and `boxes`; class maps."""
         images = [features.images[i] for i in range(len(features.images))]
-        smaller = features.view([_resized(image, self.small) for image in images])
+        smaller = features.view(features.scaled_images(self.small))
         maps, small_maps = self.maps(features), self.maps(smaller)
         cells = [torch.cat([a.flatten(1), b.flatten(1)], 1) for a, b in zip(maps, small_maps)]
         cells = torch.stack([logsumexp(c.T, self.sharpness) for c in cells])
@@ -97,7 +96,7 @@ class ProNet(LabelHead):
         boxes, scores = torch.cat(boxes), torch.cat(scores)
         best = boxes[nms(boxes, scores, MAX_OVERLAP)[: self.num_boxes]].round().long().tolist()
         return [
-            _resized(image[:, y0:y1, x0:x1], self.size / max(y1 - y0, x1 - x0))
+            resized(image[:, y0:y1, x0:x1], self.size / max(y1 - y0, x1 - x0))
             for x0, y0, x1, y1 in best
         ]
 
@@ -125,9 +124,3 @@ def window_boxes(
     y0, x0 = torch.meshgrid(*starts, indexing="ij")
     y1, x1 = torch.meshgrid(*ends, indexing="ij")
     return torch.stack([x0, y0, x1, y1], dim=2).flatten(0, 1), maps.float().amax(dim=0).flatten()
-
-
-def _resized(image: torch.Tensor, scale: float) -> torch.Tensor:
-    """An image (3, H, W), its sides times `scale`."""
-    size = [max(1, round(scale * side)) for side in image.shape[-2:]]
-    return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]

@@ -61,7 +61,7 @@ class VAC(LabelHead):
         if targets is None:
             return output
         images = [features.images[i] for i in range(len(features.images))]
-        smaller = [self._shrink(image) for image in images]
+        smaller = features.scaled_images(self.small)
         others = [[x.flip(-1) for x in images], smaller, [x.flip(-1) for x in smaller]]
         views = [output, *(self.predict(features.view(view)) for view in others)]
         return output._replace(losses=self._losses_of_views(views, targets, mask))
@@ -71,10 +71,6 @@ class VAC(LabelHead):
         tokens, _ = features.tokens(self.in_feature)
         scores = F.linear(tokens, self.label_score.weight.detach()).transpose(1, 2)
         return features.unpad(self.in_feature, scores)
-
-    def _shrink(self, image: torch.Tensor) -> torch.Tensor:
-        size = [max(1, round(self.small * side)) for side in image.shape[-2:]]
-        return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
 
     def _losses_of_views(
         self, views: list[LabelOutput], targets: torch.Tensor, mask: torch.Tensor
