@@ -63,6 +63,8 @@ def user_errors(program: str, *, show_traceback: bool = False) -> Iterator[None]
 def _is_for_the_user(error: Exception) -> bool:
     if isinstance(error, OSError) and error.filename is not None:
         return True
+    if isinstance(error, AssertionError | NotImplementedError):
+        return False
     last = error.__traceback__
     while last.tb_next:
         last = last.tb_next

@@ -196,7 +196,7 @@ class Trainer(DefaultTrainer):
             raise TrainingError(
                 f"{self.checkpointer.report.file} has been trained for {trained} iterations, but "
                 f"SOLVER.MAX_ITER is {self.max_iter}: nothing is left to train. Set it higher than "
-                f"{trained} to go on, or evaluate with --eval-only --resume"
+                f"{trained} to go on, or evaluate with scnet eval"
             )
         TrainerBase.load_state_dict(self, state_dict)
         self._load_optimizer(step["optimizer"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from scnet_command import arguments, user_errors
 from scnet_d2 import model_zoo
 from scnet_d2.config import ConfigError
+from scnet_d2.modeling import LabelHead
 from scnet_d2.tagging.inputs import IMAGE_SUFFIXES
 from scnet_d2.tagging.local_engine import MAX_PIXELS
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import CONFIGS, REPO, load_config, scnet
 from detectron2.engine import default_argument_parser
+from detectron2.layers import ShapeSpec
 
 COMMANDS = [(name,) for name in arguments.COMMANDS]
 COMMANDS += [("models", name) for name in ("list", "show", "package")]
@@ -113,6 +115,12 @@ def test_an_error_of_the_users_is_one_sentence(fail, sentence, capsys):
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises((RuntimeError, ValueError)), user_errors("scnet"):
         bug()
+
+
+def test_a_method_that_a_head_lacks_is_a_bug():
+    head = LabelHead(input_shape={"res5": ShapeSpec(channels=4)}, num_classes=2)
+    with pytest.raises(NotImplementedError), user_errors("scnet"):
+        head.predict(None)
 
 
 def test_an_interrupted_program_says_so(capsys):
