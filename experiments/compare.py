@@ -77,7 +77,7 @@ class Plan:
         xlabel: what the data sets' x is.
         trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
             same method and seed, which --work still has, are evaluated.
-        sizes: stored sizes of the objects, of evidence.py --object-sizes, beside the plan.
+        objects: stored sizes and occlusion of objects, of evidence.py --objects, beside the plan.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class Plan:
     opts: dict[str, Any] = field(default_factory=dict)
     xlabel: str = ""
     trained: str = ""
-    sizes: str = ""
+    objects: str = ""
     also: tuple[str, ...] = ()
     published: dict[str, str] = field(default_factory=dict)
 
@@ -130,7 +130,7 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts", "xlabel", "trained", "sizes", "also", "published"}
+    required = known - {"opts", "xlabel", "trained", "objects", "also", "published"}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(

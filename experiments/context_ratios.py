@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Expansion ratios that the boxes of a run chose, by the size of the box and by class.
+"""Expansion ratios that the boxes of a run chose, by size, occlusion and class.
 
 Of runs with `MODEL.SCNET.CONTEXT.RATIOS`: for each label that is present, the box that it scores
 highest in. Several score files, such as those of three seeds, count as one.
@@ -8,19 +8,21 @@ highest in. Several score files, such as those of three seeds, count as one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 from scnet_d2.evaluation import ScoreTable, read_scores
+from scnet_d2.outputs import new_file, write_json
 
 import numpy as np
 from tabulate import tabulate
+from voc_objects import read_objects
 
 SIDES = (32, 64, 128, 256)  # px of the original image, square root of the box's area
+PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def present_boxes(table: ScoreTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratio, side in px and class id (E,) of the boxes of labels that are present.
+def present_boxes(table: ScoreTable) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ratio, side in px, image and class id (E,) of the boxes of labels that are present.
 
     Raises:
         ValueError: the run's boxes chose no ratios.
@@ -32,33 +34,69 @@ def present_boxes(table: ScoreTable) -> tuple[np.ndarray, np.ndarray, np.ndarray
     present = table.labels[rows, classes] & ~table.ignored[rows, classes]
     corners = evidence["evidence_boxes"][present]
     sides = np.sqrt((corners[:, 2:] - corners[:, :2]).clip(min=0).prod(axis=1))
-    return evidence["evidence_context_ratios"][present], sides, classes[present]
+    return evidence["evidence_context_ratios"][present], sides, rows[present], classes[present]
 
 
-def rows_of(ratios: np.ndarray, groups: np.ndarray, names: list[str]) -> Iterator[list]:
-    """Name, number and mean and deviation of the ratios of each group that has any."""
-    for group, name in enumerate(names):
-        if len(own := ratios[groups == group]):
-            yield [name, len(own), f"{own.mean():.2f}", f"{own.std():.2f}"]
+def grouped_ratios(table: ScoreTable, objects: Path | None) -> tuple[np.ndarray, dict[str, dict]]:
+    """The ratios (E,), and breakdown -> group -> (E,) bool, those in it."""
+    ratios, sides, images, classes = present_boxes(table)
+    limits = [f"below {SIDES[0]} px", *(f"from {side} px" for side in SIDES)]
+    groups = {"side": {name: np.digitize(sides, SIDES) == i for i, name in enumerate(limits)}}
+    if objects:
+        stored = read_objects(objects, table.class_names)
+        rows = [stored.image_ids.index(str(i)) for i in table.image_ids]
+        for name, outs in stored.groups().items():
+            groups[name] = {group: ~out[rows][images, classes] for group, out in outs.items()}
+    groups["label"] = {name: classes == i for i, name in enumerate(table.class_names)}
+    return ratios, groups
 
 
-def main() -> None:
-    """Prints one table."""
+def summary(tables: list[ScoreTable], objects: Path | None) -> dict[str, dict[str, dict]]:
+    """Breakdown -> group -> number, mean, deviation and quantiles of its ratios."""
+    found = [grouped_ratios(table, objects) for table in tables]
+    return {
+        breakdown: {
+            name: _statistics(own)
+            for name in groups
+            if len(own := np.concatenate([ratios[g[breakdown][name]] for ratios, g in found]))
+        }
+        for breakdown, groups in found[0][1].items()
+    }
+
+
+def _statistics(ratios: np.ndarray) -> dict[str, float]:
+    values = {"mean": ratios.mean(), "deviation": ratios.std()}
+    values |= {f"{p} %": np.percentile(ratios, p) for p in PERCENTILES}
+    return {"number": len(ratios)} | {name: round(float(x), 3) for name, x in values.items()}
+
+
+def to_text(groups: dict[str, dict[str, dict]]) -> str:
+    """A row for each group: breakdown -> group -> statistics."""
+    rows = [
+        [f"{breakdown}: {name}", x["number"], f"{x['mean']:.2f}", f"{x['deviation']:.2f}"]
+        for breakdown, own in groups.items()
+        for name, x in own.items()
+    ]
+    return tabulate(rows, ["boxes", "number", "mean ratio", "deviation"], disable_numparse=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints one table; --output also keeps the values."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scores", type=Path, nargs="+", help="multilabel_scores.npz of runs")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--objects", type=Path, help="of the photographs, stored by evidence.py --objects"
+    )
+    parser.add_argument("--output", type=new_file, help="new JSON file for the values")
+    args = parser.parse_args(arguments)
     try:
-        tables = [read_scores(path) for path in args.scores]
-        found = zip(*map(present_boxes, tables))
+        groups = summary([read_scores(path) for path in args.scores], args.objects)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    ratios, sides, classes = map(np.concatenate, found)
-    limits = [f"side below {SIDES[0]} px", *(f"from {side} px" for side in SIDES)]
-    body = [
-        *rows_of(ratios, np.digitize(sides, SIDES), limits),
-        *rows_of(ratios, classes, tables[0].class_names),
-    ]
-    print(tabulate(body, ["boxes", "number", "mean ratio", "deviation"], disable_numparse=True))
+    print(to_text(groups))
+    if args.output:
+        dataset = " + ".join(dict.fromkeys(path.parent.name for path in args.scores))
+        write_json(args.output, {"dataset": dataset, "groups": groups})
 
 
 if __name__ == "__main__":

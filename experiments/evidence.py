@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,21 +24,22 @@ from scnet_d2.evaluation import bootstrap_map, multilabel_metrics, read_scores
 from scnet_d2.outputs import replacing, write_json
 
 import compare_fusion
+import context_ratios
 import cost
+import label_relations
 import numpy as np
 import occlusion_test
 from compare import LAYOUT, Cell, Plan, read_plan, run_cell
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from tabulate import tabulate
 from tqdm import tqdm
+from voc_objects import read_objects, write_objects
 
 HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
-SIZES = ((0, 0.05), (0.05, 0.25), (0.25, 1.01))  # of an object / of the image
 REPLICATES = 1000
+FEWEST = 10  # boxes of a group that is drawn
 METRICS = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
@@ -152,9 +153,9 @@ def tables(comparison: Comparison) -> Iterator[str]:
         yield table(comparison, reference)
     if plan.published:
         yield all_metrics(comparison)
-    if plan.sizes:
+    if plan.objects:
         yield by_class(comparison)
-        yield by_object_size(comparison, plan.path.parent / plan.sizes)
+        yield from by_object(comparison, plan.path.parent / plan.objects)
 
 
 def all_metrics(comparison: Comparison) -> str:
@@ -218,43 +219,26 @@ def by_class(comparison: Comparison) -> str:
     return tabulate(rows, ["AP", *names], floatfmt=".1f")
 
 
-def by_object_size(comparison: Comparison, sizes: Path) -> str:
-    """Mean AP over labels whose largest object has a size; other present labels are left out."""
-    classes = next(iter(comparison.plan.groups.values()))
-    with np.load(sizes, allow_pickle=False) as arrays:
-        names = arrays["class_names"].tolist()
-        share = arrays["share"][:, [names.index(c) for c in classes or names]]  # (N, C)
-    outs = [(share > 0) & ~((share >= low) & (share < high)) for low, high in SIZES]
-    rows = []
-    for method in comparison.methods:
-        row = [method]
-        for out in outs:
-            aps = []
-            for seed in comparison.seeds[method]:
-                x = comparison.scores(method, seed, classes)
-                aps.append(multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out)["mAP"])
-            row.append(occlusion_test.mean_sd(aps, ".2f"))
-        rows.append(row)
-    headers = [f"{low:.0%} to {min(high, 1):.0%}" for low, high in SIZES]
-    return tabulate(rows, ["largest object / image", *headers], disable_numparse=True)
+def by_object(comparison: Comparison, path: Path) -> Iterator[str]:
+    """Mean AP and recall by size, occlusion and number of the objects.
 
-
-def write_object_sizes(datasets: list[str], path: Path) -> None:
-    """Store (N, C) the share of the image that the largest object of each label takes.
-
-    The images of the data sets in the order of their names, as compare.py puts scores together.
+    A label's group is that of its objects; present labels of other groups are left out. Recall is
+    that of all labels at a score of 0.5.
     """
-    names = MetadataCatalog.get(datasets[0]).thing_classes
-    dicts = [d for dataset in sorted(datasets) for d in DatasetCatalog.get(dataset)]
-    share = np.zeros((len(dicts), len(names)), np.float16)
-    for row, d in zip(share, dicts):
-        for a in d["annotations"]:
-            x0, y0, x1, y1 = BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
-            area = (x1 - x0) * (y1 - y0) / (d["width"] * d["height"])
-            row[a["category_id"]] = max(row[a["category_id"]], area)
-    ids = np.array([str(d["image_id"]) for d in dicts])
-    with replacing(path) as file:
-        np.savez_compressed(file, image_ids=ids, class_names=names, share=share)
+    classes = next(iter(comparison.plan.groups.values()))
+    for title, groups in read_objects(path, classes).groups().items():
+        rows = []
+        for method in comparison.methods:
+            cells = [comparison.scores(method, s, classes) for s in comparison.seeds[method]]
+            found = [
+                [multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out) for x in cells]
+                for out in groups.values()
+            ]
+            maps = (occlusion_test.mean_sd([x["mAP"] for x in f], ".2f") for f in found)
+            recalls = (f"{np.mean([x['OR'] for x in f]):.1f}" for f in found)
+            rows.append([method, *maps, *recalls])
+        headers = [title, *groups, *(f"recall:\n{name}" for name in groups)]
+        yield tabulate(rows, headers, disable_numparse=True)
 
 
 # ---- Plots --------------------------------------------------------------------------------------
@@ -357,6 +341,53 @@ def occlusion_plot(study: dict, path: Path) -> None:
     save_figure(figure, path)
 
 
+def ratio_plot(study: dict, path: Path) -> None:
+    """Quartiles of the chosen ratios of each group, 5 to 95 % as whiskers, and the mean."""
+    groups = {
+        f"{breakdown}: {name}": x
+        for breakdown, own in study["groups"].items()
+        for name, x in own.items()
+        if x["number"] >= FEWEST
+    }
+    figure = Figure((7.5, 0.26 * len(groups) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    y = np.arange(len(groups))
+    low, first, mean, third, high = (
+        [x[key] for x in groups.values()] for key in ("5 %", "25 %", "mean", "75 %", "95 %")
+    )
+    axis.hlines(y, low, high, color="#2b6cb0")
+    axis.hlines(y, first, third, color="#2b6cb0", linewidth=7, alpha=0.4)
+    axis.plot(mean, y, "|", color="black", markersize=9)
+    axis.set_yticks(y, [f"{name} ({x['number']})" for name, x in groups.items()])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set(xlabel="expansion ratio", title=study["dataset"])
+    save_figure(figure, path)
+
+
+def relation_plot(study: dict, path: Path) -> None:
+    """Attention between labels beside their co-occurrence, as logarithms: white is none."""
+    figure = Figure((11, 5.2), layout="constrained")
+    names = range(len(study["classes"])), study["classes"]
+    for axis, title in zip(figure.subplots(1, 2), ("attention", "cooccurrence")):
+        values = np.array(study[title], float).clip(0.25, 4)
+        image = axis.imshow(np.log2(values), cmap="RdBu_r", vmin=-2, vmax=2)
+        axis.set_xticks(*names, rotation=90)
+        axis.set_yticks(*names)
+        axis.set(title=f"{title} of the row's label to the column's")
+    figure.colorbar(image, ax=figure.axes, label="times that of all labels, powers of 2")
+    save_figure(figure, path)
+
+
+# Of a stored file: how it is printed and drawn.
+STUDIES: dict[str, tuple[Callable[[dict], str], Callable[[dict, Path], None]]] = {
+    "fusion": (lambda study: compare_fusion.to_text(study["mAP"]), fusion_plot),
+    "occlusion": (lambda study: occlusion_test.to_text(study["runs"]), occlusion_plot),
+    "ratios": (lambda study: context_ratios.to_text(study["groups"]), ratio_plot),
+    "relations": (label_relations.to_text, relation_plot),
+}
+
+
 def plot(plan: Plan, comparisons: list[Comparison], folder: Path) -> None:
     """The plot of a plan: a curve where its data sets have an x."""
     path = folder / f"{plan.path.stem}.png"
@@ -394,11 +425,11 @@ def run_again(plan: Plan, cell: Cell, work: Path) -> bool:
 
 def outputs(args: argparse.Namespace) -> Iterator[Path]:
     """The files that a command writes."""
-    if args.object_sizes:
-        yield args.results / f"{'+'.join(sorted(args.object_sizes))}-sizes.npz"
+    if args.objects:
+        yield args.results / f"{'+'.join(sorted(args.objects))}-objects.npz"
         return
     yield args.results / "evidence.json"
-    for pattern in ("*.yaml", "fusion*.json", "occlusion*.json"):
+    for pattern in ("*.yaml", *(f"{kind}*.json" for kind in STUDIES)):
         yield from (args.images / f"{path.stem}.png" for path in args.results.glob(pattern))
 
 
@@ -410,7 +441,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
     parser.add_argument("--overwrite", action="store_true", help="plots and values that are there")
-    parser.add_argument("--object-sizes", metavar="DATASET", nargs="+", help="store them, and end")
+    parser.add_argument(
+        "--objects", metavar="DATASET", nargs="+", help="store their sizes and occlusion, and end"
+    )
     parser.add_argument(
         "--again", nargs=2, metavar=("PLAN", "CELL"), help="run a cell again, compare, and end"
     )
@@ -425,8 +458,8 @@ def main(arguments: list[str] | None = None) -> None:
     for path in outputs(args):
         if path.exists() and not args.overwrite:
             parser.error(f"{path} is there already: add --overwrite, or name another folder")
-    if args.object_sizes:
-        return write_object_sizes(args.object_sizes, *outputs(args))
+    if args.objects:
+        return write_objects(args.objects, *outputs(args))
     images = args.images
     images.mkdir(parents=True, exist_ok=True)
     evidence = {}
@@ -447,14 +480,11 @@ def main(arguments: list[str] | None = None) -> None:
         if (stored := plan.results / cost.FILE).exists():
             print(cost.table(plan, json.loads(stored.read_text())), end="\n\n")
         plot(plan, comparisons, images)
-    for kind, module, draw in (
-        ("fusion", compare_fusion, fusion_plot),
-        ("occlusion", occlusion_test, occlusion_plot),
-    ):
+    for kind, (to_text, draw) in STUDIES.items():
         for path in sorted(args.results.glob(f"{kind}*.json")):
             study = json.loads(path.read_text())
             print(f"\n{'=' * 100}\n{study['dataset']}   ({path.name})\n")
-            print(module.to_text(study["mAP" if kind == "fusion" else "runs"]))
+            print(to_text(study))
             draw(study, images / f"{path.stem}.png")
     write_json(args.results / "evidence.json", evidence)
 

@@ -4,6 +4,9 @@
 In every image the inside of the boxes of some classes, or a ring around them, is made grey, and the
 image is scored again. Rings are in box widths and heights: 1-2 is what lies outside the box and
 inside the box of twice its sides. The inside of any of these boxes is never part of a ring.
+
+In generated scenes with companions also the object that tells the label (companion), or a part of
+the same size elsewhere that no object lies in, as far from the labelled object.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from scnet_d2.data import (
     read_image,
     register_arguments,
 )
+from scnet_d2.data.context_scenes import COMPANION_OF
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import ground_truth
 from scnet_d2.inference import SCNetPredictor, load_run
@@ -44,6 +48,8 @@ PARTS: dict[str, tuple[float | None, float]] = {
     "beyond 4": (None, 4.0),
     "all outside": (None, 1.0),
 }
+COMPANION, ELSEWHERE = "companion", "elsewhere"
+LABEL_SCORE = "label score"  # mean over the labels that are present
 
 
 def part_mask(boxes: np.ndarray, shape: tuple[int, int], outer: float | None, inner: float):
@@ -70,6 +76,51 @@ def object_boxes(dataset_dict: dict, class_ids: set[int]) -> np.ndarray:
     return np.array(boxes, dtype=float).reshape(-1, 4)
 
 
+def companion_boxes(dataset_dict: dict, names: Sequence[str]) -> np.ndarray:
+    """(R, 2, 4) XYXY: each object of `COMPANION_OF`, and the companion nearest to it."""
+    pairs = []
+    for kept in object_boxes(dataset_dict, {names.index(n) for n in COMPANION_OF}):
+        ids = {names.index(n) for n in COMPANION_OF.values()}
+        others = object_boxes(dataset_dict, ids)
+        pairs.append((kept, others[sides_away(kept, others).argmin()]))
+    return np.array(pairs).reshape(-1, 2, 4)
+
+
+def sides_away(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(R,) gaps between a box (4,) and others (R, 4), in its widths or heights."""
+    gaps = np.maximum(box[:2] - others[:, 2:], others[:, :2] - box[2:])
+    return (gaps / (box[2:] - box[:2])).max(axis=1)
+
+
+def box_elsewhere(
+    box: np.ndarray, companion: np.ndarray, taken: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """(0 or 1, 4): the place of a companion's size, clear of all boxes (R, 4), that is as far."""
+    size, (height, width) = companion[2:] - companion[:2], shape
+    y, x = np.mgrid[0 : height - size[1] + 1 : 2, 0 : width - size[0] + 1 : 2]
+    corners = np.stack([x, y], axis=-1).reshape(-1, 2)
+    places = np.concatenate([corners, corners + size], axis=1)  # (K, 4)
+    apart = (places[:, None, :2] >= taken[:, 2:]) | (places[:, None, 2:] <= taken[:, :2])
+    places = places[apart.any(axis=2).all(axis=1)]
+    wanted = sides_away(box, companion[None])
+    return places[np.abs(sides_away(box, places) - wanted).argsort(kind="stable")[:1]]
+
+
+def grey_mask(
+    dataset_dict: dict, part: str, class_ids: set[int], names: Sequence[str], shape: tuple[int, int]
+) -> np.ndarray:
+    """(H, W) bool, the pixels of an image that are made grey."""
+    if part not in (COMPANION, ELSEWHERE):
+        boxes = object_boxes(dataset_dict, class_ids)
+        return part_mask(boxes, shape, *PARTS[part]) if len(boxes) else np.zeros(shape, bool)
+    boxes = companion_boxes(dataset_dict, names)
+    if part == ELSEWHERE:
+        taken = object_boxes(dataset_dict, set(range(len(names))))
+        places = [box_elsewhere(*pair, taken, shape) for pair in boxes]
+        return _filled(np.concatenate([np.zeros((0, 4)), *places]), shape, 1.0)
+    return _filled(boxes[:, 1], shape, 1.0)
+
+
 def branch_scores(
     predictor: SCNetPredictor, dicts: list[dict], part: str | None, class_ids: set[int]
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -77,9 +128,8 @@ def branch_scores(
     recorder = Recorder(predictor.model) if isinstance(predictor.model, SCNet) else None
     for d in tqdm(dicts, desc=part or "untouched", delay=5, leave=False):
         image = read_image(d["file_name"], "BGR").copy()
-        boxes = object_boxes(d, class_ids)
-        if part and len(boxes):
-            image[part_mask(boxes, image.shape[:2], *PARTS[part])] = GREY
+        if part:
+            image[grey_mask(d, part, class_ids, predictor.class_names, image.shape[:2])] = GREY
         scores = {"both": predictor(image)["image_scores"].cpu()}
         branches = recorder.images.pop() if recorder else None
         if branches and branches.object is not None and branches.context is not None:
@@ -94,7 +144,8 @@ def study(
 ) -> dict[str, dict[str, float]]:
     """Mean AP in percent over the classes: part -> scores of the model or a branch -> mAP.
 
-    The images of several data sets are one set here.
+    With companions also the mean score of their labels in percent, and nothing of the branches. The
+    images of several data sets are one set here.
     """
     cfg = load_run(run)
     predictor = SCNetPredictor(cfg)
@@ -105,10 +156,13 @@ def study(
     results = {}
     for part in (None, *parts):
         images = list(branch_scores(predictor, dicts, part, set(columns)))
-        results[part or "untouched"] = {
-            name: _map(np.stack([x[name] for x in images])[:, columns], labels, ignored)
-            for name in images[0]
-        }
+        scores = {name: np.stack([x[name] for x in images])[:, columns] for name in images[0]}
+        if COMPANION in parts:
+            scores = {"both": scores["both"]}
+        found = {name: _map(s, labels, ignored) for name, s in scores.items()}
+        if COMPANION in parts:
+            found[LABEL_SCORE] = round(100 * float(scores["both"][labels].mean()), 4)
+        results[part or "untouched"] = found
     return results
 
 
@@ -157,7 +211,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, nargs="+", help="names of registered data sets")
     parser.add_argument("--classes", nargs="+", required=True, help="whose boxes are looked at")
     parser.add_argument(
-        "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all of %(choices)s"
+        "--parts",
+        nargs="*",
+        choices=[*PARTS, COMPANION, ELSEWHERE],
+        default=list(PARTS),
+        help="one or more of %(choices)s; by default all but the last two",
     )
     parser.add_argument("--output", type=new_file, help="new JSON file for the values")
     add_register_arguments(parser)

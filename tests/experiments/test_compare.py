@@ -7,17 +7,21 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+from scnet_d2.data.context_scenes import COMPANION_OF, SceneConfig, render_scene
 from scnet_d2.engine import Trainer
 
 import compare
 import cost
 import evidence
+import label_relations
 import numpy as np
 import processes
 import pytest
+import torch
 import yaml
 from conftest import REPO, load_config
-from occlusion_test import PARTS, part_mask, to_text
+from detectron2.structures import Boxes, BoxMode
+from occlusion_test import PARTS, box_elsewhere, companion_boxes, part_mask, to_text
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -317,3 +321,56 @@ def test_a_frozen_backbone_and_one_branch_less_cost_less_and_evidence_prints_it(
     folder = finished.path.parent
     evidence.main(["--results", str(folder), "--images", str(folder / "images")])
     assert printed.strip() in capsys.readouterr().out
+
+
+COMPANIONS = SceneConfig(companions=1.0)
+
+
+def test_the_nearest_companion_is_the_one_that_tells_the_label():
+    found = 0
+    for i in range(12):
+        _, scene = render_scene(COMPANIONS, "test", i)
+        annotations = [
+            {
+                "bbox": a["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": COMPANIONS.classes.index(a["name"]),
+            }
+            for a in scene["annotations"]
+        ]
+        names = {tuple(a["bbox"][:2]): a["name"] for a in scene["annotations"]}  # by its corner
+        for pair in companion_boxes({"annotations": annotations}, COMPANIONS.classes):
+            name, companion = (names[tuple(corner)] for corner in pair[:, :2])
+            assert COMPANION_OF[name] == companion
+            found += 1
+    assert found > 5
+
+
+def test_an_area_elsewhere_has_the_companions_size_and_distance_and_touches_nothing():
+    box, companion = np.array([40, 40, 60, 60]), np.array([80, 40, 96, 56])  # a side away
+    taken = np.array([box, companion, [0, 0, 100, 20]])
+    (place,) = box_elsewhere(box, companion, taken, (100, 100))
+    assert (place[2:] - place[:2]).tolist() == [16, 16]
+    gaps = np.maximum(box[:2] - place[2:], place[:2] - box[2:])
+    assert gaps.max() == 20
+    for other in taken:
+        assert (np.maximum(other[:2] - place[2:], place[:2] - other[2:]) >= 0).any()
+    assert not len(box_elsewhere(box, companion, np.array([[0, 0, 100, 100]]), (100, 100)))
+
+
+def test_attention_between_labels_is_that_to_boxes_of_other_objects():
+    weights = torch.tensor([[[0, 0.6, 0.4], [0.5, 0, 0.5], [0.5, 0.5, 0]]])
+    relation = SimpleNamespace(attention=lambda *_: (weights, torch.arange(3)))
+    boxes = torch.tensor([[0, 0, 9, 9], [20, 0, 29, 9], [0, 50, 9, 59.0]])
+    objects = label_relations.Objects(Boxes(boxes[:2]), torch.tensor([0, 1]))  # the last has none
+    sums, counts = label_relations.attended(relation, (None, boxes, None), objects, 2)
+    # 0.6 and 0.5 of a mean weight of 1 / 2
+    torch.testing.assert_close(sums, torch.tensor([[0, 1.2], [1.0, 0]]))
+    assert counts.tolist() == [[0, 1], [1, 0]]
+
+
+def test_cooccurrence_is_relative_to_the_frequency_of_the_label():
+    labels = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
+    # P(1 | 0) / P(1) = (2 / 3) / (2 / 4); P(0 | 0) / P(0) = 1 / (3 / 4)
+    found = label_relations.cooccurrence(labels)
+    np.testing.assert_allclose(found, [[4 / 3, 4 / 3], [4 / 3, 2]])

@@ -67,21 +67,34 @@ class ObjectRelation(nn.Module):
         self, x: torch.Tensor, boxes: torch.Tensor, objectness: torch.Tensor
     ) -> torch.Tensor:
         """Features (K, D) of the K boxes (K, 4) of one image with objectness logits (K,)."""
+        attention, keys = self.attention(x, boxes, objectness)
+        v = self._heads(self.value, x[keys])  # (H, M, D / H)
+        return x + (attention.to(v.dtype) @ v).transpose(0, 1).flatten(1)
+
+    def attention(
+        self, x: torch.Tensor, boxes: torch.Tensor, objectness: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How much each box looks at others, of what `forward` gets.
+
+        Returns:
+            Weights (H, K, M) float32, of sum 1 over the M keys that a box sees, 0 where it sees
+            none; and the positions (M,) of the keys among the boxes.
+        """
         # ground truth is no key, as in the paper: in inference there is none
         scores = objectness.masked_fill(objectness > GT_OBJECTNESS, -math.inf)
         top, keys = (t[: self.max_keys] for t in scores.sort(descending=True))  # (M,)
         rows = torch.cumsum(torch.ones_like(scores), dim=0).long() - 1  # (K,) len() is frozen
         seen = (rows[:, None] != keys) & top.isfinite()  # (K, M)
-        q, k, v = (
-            layer(y).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
-            for layer, y in ((self.query, x), (self.key, x[keys]), (self.value, x[keys]))
-        )  # (H, K or M, D')
+        q, k = self._heads(self.query, x), self._heads(self.key, x[keys])
         appearance = (q @ k.transpose(1, 2)) / math.sqrt(q.shape[-1])  # (H, K, M)
         code = _sine_code(relative_geometry(boxes, boxes[keys]))  # float32: angles are large
         weight = self.geometry(code).float().relu().clamp(min=1e-6)  # (K, M, H)
         logits = (appearance.float() + weight.log().permute(2, 0, 1)).masked_fill(~seen, -1e4)
-        attention = logits.softmax(dim=2) * seen  # none where nothing is seen
-        return x + (attention.to(v.dtype) @ v).transpose(0, 1).flatten(1)
+        return logits.softmax(dim=2) * seen, keys  # none where nothing is seen
+
+    def _heads(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        """(H, R, D') of features (R, D)."""
+        return layer(x).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
 
 
 def _sine_code(x: torch.Tensor) -> torch.Tensor:
