@@ -69,7 +69,7 @@ class Comparison:
     def __init__(self, plan: Plan, dataset: str):
         self.plan = plan
         self.dataset = dataset
-        self._kept = {}
+        self._tables, self._kept = {}, {}
         self.seeds = {
             method: [s for s in plan.seeds if plan.result(Cell(dataset, method, s))]
             for method in plan.methods
@@ -82,8 +82,10 @@ class Comparison:
 
     def scores(self, method: str, seed: int, classes: list[str] | None) -> Scores:
         """What a cell's image scores are, over some classes."""
-        path = self.plan.results / f"{Cell(self.dataset, method, seed)}.npz"
-        table = read_scores(path).of_classes(classes)
+        cell = Cell(self.dataset, method, seed)
+        if cell not in self._tables:
+            self._tables[cell] = read_scores(self.plan.results / f"{cell}.npz")
+        table = self._tables[cell].of_classes(classes)
         return Scores(table.scores, table.labels, table.ignored)
 
     def values(self, method: str, group: str) -> np.ndarray:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Scenes with companions in which one method of a plan names the object wrongly and another does not.
+"""Scenes with companions in which one method names the object wrongly and another does not.
 
 From stored scores: the scenes are drawn again. The label of the pair with the higher score is what
 a method names. Prints how many scenes there are, and how many the other way round.
