@@ -61,9 +61,9 @@ def attended(
         (C, C) sums over the boxes of label i of the attention to label j; how many boxes of label i
         see label j.
     """
-    attention, keys = relation.attention(*args)  # (H, K, M), (M,)
+    attention, keys = (t.cpu() for t in relation.attention(*args))  # (H, K, M), (M,)
     weight = attention.mean(dim=0)  # (K, M)
-    overlap = pairwise_iou(Boxes(args[1]), objects.boxes)  # (K, G)
+    overlap = pairwise_iou(Boxes(args[1].cpu()), objects.boxes)  # (K, G)
     best, item = overlap.max(dim=1)
     item = torch.where(best >= IOU, item, -1)  # (K,) object of each box
     seen = weight > 0

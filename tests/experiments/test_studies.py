@@ -8,6 +8,7 @@ from scnet_d2.modeling import LabelPredictor
 
 import box_budget
 import compare_fusion
+import label_relations
 import occlusion_test
 import optimized_scores
 import pytest
@@ -110,3 +111,22 @@ def test_occlusion_of_an_rgb_model_is_that_of_its_bgr_twin(run, tmp_path):
     )
     assert rgb["untouched"] == pytest.approx(bgr["untouched"], abs=1e-3)
     assert rgb["inside"] == pytest.approx(bgr["inside"], abs=1e-3)
+
+
+def test_attention_that_is_uniform_prefers_no_label(scenes, tmp_path, device, monkeypatch):
+    cfg = small_config(
+        "DATASETS.TRAIN", (DATASET,), "DATASETS.CLASS_NAMES", list(CLASSES),
+        "MODEL.SCNET.RELATION.ENABLED", True, "OUTPUT_DIR", str(tmp_path), device=device,
+    )  # fmt: skip
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    model = build_model(cfg)
+    relation = model.roi_heads.relation_head.relation
+    for layer in (relation.key, relation.geometry):
+        torch.nn.init.zeros_(layer.weight)
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    monkeypatch.setattr(label_relations, "FEWEST", 1)
+    monkeypatch.setattr(label_relations, "IOU", 0.01)  # the boxes of random weights fit nothing
+    found = label_relations.study([tmp_path], [DATASET], [])
+    known = [x for row in found["attention"] for x in row if x is not None]
+    assert len(known) > 5
+    assert known == pytest.approx([1] * len(known), abs=2e-3)
