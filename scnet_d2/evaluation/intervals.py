@@ -26,10 +26,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch.nn.functional import embedding_bag
 
 from .metrics import multilabel_metrics
 
-CHUNK_ENTRIES = 2_000_000  # replicates x images held at a time
+CHUNK_ENTRIES = 5_000_000  # replicates x images held at a time
 
 
 class Interval(NamedTuple):
@@ -56,10 +58,10 @@ class _RankedClass(NamedTuple):
     positives with equal scores together: between them lies no threshold that AP reads.
     """
 
-    images: np.ndarray  # (n,) indices into the N images
-    starts: np.ndarray  # (T,) first of each group in images
-    positives: np.ndarray  # (P,) indices into the N images
-    positive_starts: np.ndarray  # (T,) first of each group in positives
+    images: torch.Tensor  # (n,) int32 indices into the N images
+    starts: torch.Tensor  # (T,) int32, first of each group in images
+    positives: torch.Tensor  # (P,) int32 indices into the N images
+    positive_starts: torch.Tensor  # (T,) int32, first of each group in positives
 
 
 def map_interval(
@@ -175,7 +177,7 @@ def bootstrap_map(
     for counts in _draw_counts(len(scores), replicates, seed):
         means.append(_nanmean(np.stack([_resampled_ap(c, counts) for c in classes])))
         if progress:
-            progress(len(counts))
+            progress(counts.shape[1])
     return 100.0 * np.concatenate(means)
 
 
@@ -187,44 +189,40 @@ def _rank_class(scores: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> _Ra
     images = images[group < len(thresholds)]  # an image below every positive changes no AP
     group = group[: len(images)]
     positive = labels[images]
-    return _RankedClass(
+    fields = (
         images,
         np.flatnonzero(np.diff(group, prepend=-1)),
         images[positive],
         np.flatnonzero(np.diff(group[positive], prepend=-1)),
     )
+    return _RankedClass(*(torch.from_numpy(field).int() for field in fields))
 
 
-def _draw_counts(num_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn: (b, N) in chunks of replicates."""
+def _draw_counts(num_images: int, replicates: int, seed: int) -> Iterator[torch.Tensor]:
+    """How often each image is drawn: (N, b) float32 in chunks of replicates."""
     rng = np.random.default_rng(seed)
     size = max(1, CHUNK_ENTRIES // num_images)
-    dtype = np.min_scalar_type(num_images)  # a group's sum is N at most
     for start in range(0, replicates, size):
-        yield np.stack(
-            [
-                np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
-                for _ in range(min(size, replicates - start))
-            ],
-            dtype=dtype,
-            casting="unsafe",
-        )
+        counts = torch.empty(min(size, replicates - start), num_images)
+        for row in counts:
+            drawn = rng.integers(num_images, size=num_images)
+            row.copy_(torch.from_numpy(np.bincount(drawn, minlength=num_images)))
+        yield counts.T.contiguous()
 
 
-def _resampled_ap(ranked: _RankedClass, counts: np.ndarray) -> np.ndarray:
-    """AP of one class, (b,) fractions, where image i counts ``counts[:, i]`` times."""
-    hits = _group_sums(counts, ranked.positives, ranked.positive_starts)  # (b, T)
-    true_positives = np.cumsum(hits, axis=1, dtype=float)
-    predicted = np.cumsum(_group_sums(counts, ranked.images, ranked.starts), axis=1, dtype=float)
-    precision = true_positives / np.maximum(predicted, 1)
-    total = true_positives[:, -1]
-    weighted = np.einsum("bt,bt->b", hits, precision)
-    return np.divide(weighted, total, out=np.full(len(total), np.nan), where=total > 0)
+def _resampled_ap(ranked: _RankedClass, counts: torch.Tensor) -> np.ndarray:
+    """AP of one class, (b,) fractions, where image i counts `counts[i]` (b,) times."""
+    hits = _group_sums(counts, ranked.positives, ranked.positive_starts)  # (T, b)
+    true_positives = hits.cumsum(0)
+    predicted = _group_sums(counts, ranked.images, ranked.starts).cumsum(0)
+    precision = true_positives / predicted.clamp(min=1)
+    # NumPy adds row by row: a replicate does not depend on the others of its chunk. 0 / 0 is nan.
+    return (torch.from_numpy((hits * precision).numpy().sum(0)) / true_positives[-1]).numpy()
 
 
-def _group_sums(counts: np.ndarray, images: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    drawn = counts.take(images, axis=1)
-    return np.add.reduceat(drawn, starts, axis=1, dtype=counts.dtype)
+def _group_sums(counts: torch.Tensor, images: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    # whole numbers of at most N: exact in float32; several times as fast as np.add.reduceat
+    return embedding_bag(images, counts, starts, mode="sum").double()  # (T, b)
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
