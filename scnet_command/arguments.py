@@ -130,9 +130,10 @@ def tag(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"),
         help="optimise the model in this type, docs/performance.md; default: as it was trained",
     )  # fmt: skip
+    _add_backend(parser, "; default with --dtype: auto")
     add(
-        "--backend", choices=("auto", "torch", "openvino", "compile"),
-        help="optimise the model, and have this compute its network; default with --dtype: auto",
+        "--fast-jpeg", action="store_true",
+        help="decode large JPEG files smaller: scores move a little, docs/tagging.md",
     )  # fmt: skip
     add("--null", action="store_true", help="the list on standard input is of find -print0")
     add("--retry-failed", action="store_true", help="try images again that failed earlier")
@@ -162,6 +163,7 @@ def demo(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add_model_options(parser)
     _add_threshold(parser, None)
+    _add_backend(parser)
     _add_keys(parser)
     _examples(parser, "scnet demo photos/ --model scnet_lite_voc --output labelled")
 
@@ -454,6 +456,13 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file", required=True, metavar="CONFIG", help="a file, or a name of `scnet models`"
     )
+
+
+def _add_backend(parser: argparse.ArgumentParser, default: str = "") -> None:
+    parser.add_argument(
+        "--backend", choices=("auto", "torch", "openvino", "compile"),
+        help=f"optimise the model, and have this compute its network{default}",
+    )  # fmt: skip
 
 
 def _add_model_options(parser: argparse.ArgumentParser, *, device: bool = True) -> None:

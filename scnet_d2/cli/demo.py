@@ -18,6 +18,7 @@ from ..inference import (
     draw_labels,
     label_maps,
     load_arguments,
+    optimize_for_inference,
     rounded_scores,
 )
 from ..outputs import new_folder, write_image
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     lines = output / "labels.jsonl"
     predictor = SCNetPredictor(cfg)
+    if args.backend:
+        optimize_for_inference(predictor.model, backend=args.backend)
     thresholds = choose_thresholds(predictor, args.threshold)
     bad = 0
     with lines.open("w", buffering=1) as out:  # whole lines, also where the run is killed

@@ -124,7 +124,10 @@ def tag_options(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> Tag
     else:
         thresholds = np.full(len(names), args.threshold)
     max_pixels = args.max_pixels or MAX_PIXELS
-    return TagOptions(thresholds, args.top_k, args.batch_size, max_pixels, args.dtype, args.backend)
+    return TagOptions(
+        thresholds, args.top_k, args.batch_size, max_pixels, args.dtype, args.backend,
+        args.fast_jpeg,
+    )  # fmt: skip
 
 
 def tag_settings(cfg: CfgNode, options: TagOptions, names: list[str]) -> dict[str, Any]:
@@ -139,6 +142,7 @@ def tag_settings(cfg: CfgNode, options: TagOptions, names: list[str]) -> dict[st
         "top_k": options.top_k,
         "dtype": options.dtype,
         "backend": options.backend,
+        "fast_jpeg": options.fast_jpeg,
         "MODEL": model,
         "INPUT": cfg.INPUT,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -9,7 +9,7 @@ from .catalog import get_multilabel_dicts, get_training_dicts
 from .coco import register_coco_multilabel
 from .dataset_mapper import MultiLabelDatasetMapper
 from .errors import DatasetError, ImageError
-from .images import read_image
+from .images import read_image, read_reduced
 from .label_table import register_label_table
 from .labels import LabelPolicy
 from .train_loader import TrainLoader
@@ -23,6 +23,7 @@ __all__ = [
     "get_multilabel_dicts",
     "get_training_dicts",
     "read_image",
+    "read_reduced",
     "register_arguments",
     "register_coco_multilabel",
     "register_label_table",

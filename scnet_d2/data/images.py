@@ -102,6 +102,33 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         raise _unreadable(file_name, e) from e
 
 
+def read_reduced(
+    file_name: str, format: str, shorter_side: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """`read_image` of an image that will be scaled down: a large JPEG is decoded smaller at once.
+
+    libjpeg decodes at a half, a quarter or an eighth in a fraction of the time. Other files are
+    decoded as they are.
+
+    Args:
+        file_name: the file.
+        format: as in `read_image`.
+        shorter_side: what is decoded keeps at least so many pixels on its shorter side.
+
+    Returns:
+        The image (h, w, C) uint8, and the height and width of the file, both turned as its EXIF
+        data say.
+
+    Raises:
+        ImageError: naming the file and what to do.
+    """
+    size = image_size(file_name)
+    with _opened(file_name) as image:
+        image.draft(None, (shorter_side, shorter_side))
+        turned = detection_utils._apply_exif_orientation(image)
+        return detection_utils.convert_PIL_to_numpy(turned, format), size
+
+
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(_EXIF_ORIENTATION) in _TURNED

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
@@ -34,6 +34,7 @@ class ImageMapper:
             max_size: the long side is not scaled beyond this.
             input_format: order of the model's channels, "BGR" or "RGB".
         """
+        self.min_size = min_size
         self.aug = ResizeShortestEdge([min_size, min_size], max_size)
         self.input_format = input_format
 
@@ -45,11 +46,12 @@ class ImageMapper:
             "input_format": cfg.INPUT.FORMAT,
         }
 
-    def __call__(self, image: np.ndarray) -> dict:
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict:
         """Resize an image.
 
         Args:
             image: (H, W, 3) uint8 BGR.
+            size: H and W of the file, where it was decoded smaller; by default those of `image`.
 
         Returns:
             The model's input: `image` (3, H', W') uint8, `height` H and `width` W.
@@ -63,7 +65,7 @@ class ImageMapper:
             raise ValueError(
                 f"expected an (H, W, 3) uint8 BGR image, got {image.dtype} of shape {image.shape}"
             )
-        height, width = image.shape[:2]
+        height, width = size or image.shape[:2]
         if not 0 < max(height, width) <= MAX_ASPECT_RATIO * min(height, width):
             raise ValueError(
                 f"an image of {width} x {height} pixels is empty or narrower than "
@@ -71,9 +73,17 @@ class ImageMapper:
             )
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
-        image = self.aug.get_transform(image).apply_image(image)
+        image = self._resize(image, height, width)
         tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
+
+    def _resize(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        """An image (h, w, 3) at the test size that an image of H x W pixels has."""
+        if self.min_size == 0:  # images keep their size
+            return image
+        longer = self.aug.max_size
+        resized = ResizeShortestEdge.get_output_shape(height, width, self.min_size, longer)
+        return ResizeTransform(*image.shape[:2], *resized).apply_image(image)
 
 
 class SCNetPredictor(DefaultPredictor):

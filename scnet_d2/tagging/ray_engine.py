@@ -59,7 +59,7 @@ class _Actor:
 
         self.ray = ray
         self.read = ray.remote(num_cpus=1)(_read)
-        self.reader = ImageReader(ImageMapper(cfg), options.max_pixels)
+        self.reader = ImageReader(ImageMapper(cfg), options.max_pixels, fast_jpeg=options.fast_jpeg)
         self.count = images_in_flight(cfg, options)
         self.tag = BatchTagger(build_predictor(cfg, options), options)
 

@@ -14,6 +14,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from unittest import mock
 
 from scnet_d2 import ConfigError, load_config
 from scnet_d2.checkpoint import CheckpointError, SCNetCheckpointer
@@ -673,11 +674,11 @@ def random_model(tmp_path):
     return cfg
 
 
-def label(cfg, folder, files):
+def label(cfg, folder, files, *options):
     """Exit status of the demo and the lines that it wrote."""
     (folder / "config.yaml").write_text(cfg.dump())
     out = folder / "out"
-    options = ["--config-file", folder / "config.yaml", "--output", out, "--threshold", 0]
+    options += ("--config-file", folder / "config.yaml", "--output", out, "--threshold", 0)
     status = scnet("demo", *files, *options)
     lines = (out / "labels.jsonl").read_text() if status < 2 else ""
     return status, [json.loads(s) for s in lines.splitlines()]
@@ -690,8 +691,9 @@ def test_odd_class_and_file_names_are_drawn_and_written(random_model, tmp_path):
     for file in files:
         with open(file, "wb") as f:
             Image.new("RGB", (60, 40)).save(f, "png")
-    status, lines = label(random_model, tmp_path, files)
-    assert status == 0
+    with mock.patch.object(demo, "optimize_for_inference") as optimize:
+        status, lines = label(random_model, tmp_path, files, "--backend", "torch")
+    assert status == 0 and optimize.call_args.kwargs == {"backend": "torch"}
     assert [line["file"] for line in lines] == files
     assert {x["label"] for line in lines for x in line["labels"]} == set(ODD_NAMES)
     pictures = sorted(p.name for p in (tmp_path / "out").glob("*.png"))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scnet_d2.data import read_reduced
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.inference import SCNetPredictor, describe_labels, rounded_scores
 from scnet_d2.inference.predictor import ImageMapper
@@ -29,6 +30,7 @@ from conftest import scnet, small_config
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from pycocotools.coco import COCO
 
 BATCH = 2  # a chunk has eight batches
@@ -513,6 +515,8 @@ def test_other_settings_are_refused_and_named(tag, photos, weights, tmp_path, ca
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert tag(image, "--top-k", 4, output=output) == 2
     assert "top_k was 3 and is 4. Use the former ones" in capsys.readouterr().err
+    assert tag(image, "--fast-jpeg", output=output) == 2
+    assert "fast_jpeg was false and is true" in capsys.readouterr().err
     key = "MODEL.SCNET.AGGREGATION.METHOD"
     assert tag(image, "--opts", key, "noisy_or", output=output) == 2
     assert f'{key} was "max" and is "noisy_or"' in capsys.readouterr().err
@@ -585,6 +589,35 @@ def test_an_optimised_model_gives_the_same_labels_and_is_a_setting(
         assert scores == pytest.approx(expected, abs=1e-3)
     assert tag(photos, output=output) == 2
     assert option[0].removeprefix("--") in capfd.readouterr().err
+
+
+# ---- JPEG files that are decoded smaller ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large_jpeg(tmp_path_factory) -> str:
+    """A smooth scene of 403 x 301 pixels that EXIF turns: 301 wide and 403 high as it is shown."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    picture, exif = Image.fromarray(pixels).resize((403, 301), Image.BICUBIC), Image.Exif()
+    exif[274] = 6
+    file = str(tmp_path_factory.mktemp("large") / "a.jpg")
+    picture.save(file, quality=95, exif=exif)
+    return file
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_keeps_at_least_the_sides_asked_for(large_jpeg):
+    for least, shape in ((302, (403, 301)), (151, (403, 301)), (150, (202, 151)), (37, (51, 38))):
+        image, size = read_reduced(large_jpeg, "BGR", least)
+        assert (image.shape[:2], size) == (shape, (403, 301))
+
+
+def test_a_fast_decoded_jpeg_gives_nearly_the_same_input_of_the_same_size(large_jpeg):
+    mapper = ImageMapper(small_config("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96))
+    plain, fast = (ImageReader(mapper, fast_jpeg=fast)[large_jpeg] for fast in (False, True))
+    assert (fast["height"], fast["width"]) == (plain["height"], plain["width"]) == (403, 301)
+    assert fast["image"].shape == plain["image"].shape == (3, 86, 64)
+    difference = np.abs(fast["image"].astype(int) - plain["image"])
+    assert difference.sum() > 0 and difference.mean() < 2
 
 
 # ---- Ray ----------------------------------------------------------------------------------------
