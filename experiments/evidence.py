@@ -324,7 +324,11 @@ def fusion_plot(study: dict, path: Path) -> None:
 
 def occlusion_plot(study: dict, path: Path) -> None:
     """Change of mAP for every part that is made grey, a bar for each model."""
-    columns = occlusion_test.changes(study["runs"])
+    columns = {
+        key: values
+        for key, values in occlusion_test.changes(study["runs"]).items()
+        if key[1] != occlusion_test.LABEL_SCORE
+    }
     parts = [part for part in next(iter(columns.values())) if part != "untouched"]
     figure = Figure((10, 4), layout="constrained")
     axis = figure.subplots()
@@ -363,7 +367,7 @@ def ratio_plot(study: dict, path: Path) -> None:
     axis.set_yticks(y, [f"{name} ({x['number']})" for name, x in groups.items()])
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
-    axis.set(xlabel="expansion ratio", title=study["dataset"])
+    axis.set(xlabel="expansion ratio", title=study["dataset"], xlim=(0.95, max([2, *high]) + 0.05))
     save_figure(figure, path)
 
 

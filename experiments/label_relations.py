@@ -33,6 +33,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from scipy.stats import spearmanr
 from tabulate import tabulate
+from torch.nn import functional as F
 from tqdm import tqdm
 
 IOU = 0.5
@@ -63,22 +64,15 @@ def attended(
     """
     attention, keys = (t.cpu() for t in relation.attention(*args))  # (H, K, M), (M,)
     weight = attention.mean(dim=0)  # (K, M)
-    overlap = pairwise_iou(Boxes(args[1].cpu()), objects.boxes)  # (K, G)
-    best, item = overlap.max(dim=1)
-    item = torch.where(best >= IOU, item, -1)  # (K,) object of each box
+    best, item = pairwise_iou(Boxes(args[1].cpu()), objects.boxes).max(dim=1)  # (K,)
+    labels = F.one_hot(objects.labels[item], num_classes) * (best >= IOU)[:, None].float()  # (K, C)
     seen = weight > 0
-    mean = weight.sum(dim=1) / seen.sum(dim=1).clamp(min=1)
-    pair = seen & (item[:, None] >= 0) & (item[keys] >= 0) & (item[:, None] != item[keys])
-    sums, counts = torch.zeros(2, num_classes, num_classes)
-    labels = objects.labels[item]  # of -1 not used
-    for i in labels[pair.any(dim=1)].unique():
-        for j in labels[keys][pair.any(dim=0)].unique():
-            chosen = pair & (labels[:, None] == i) & (labels[keys] == j)
-            rows = chosen.any(dim=1)
-            there = (weight * chosen).sum(dim=1)[rows] / chosen.sum(dim=1)[rows]
-            sums[i, j] += (there / mean[rows]).sum()
-            counts[i, j] += rows.sum()
-    return sums, counts
+    mean = weight.sum(dim=1) / seen.sum(dim=1).clamp(min=1)  # (K,)
+    others = (seen & (item[:, None] != item[keys])).float()  # (K, M)
+    number = others @ labels[keys]  # (K, C) boxes of each label that a box sees
+    given = (weight * others) @ labels[keys] / number.clamp(min=1)  # (K, C)
+    relative = given / mean.clamp(min=1e-12)[:, None]
+    return labels.T @ relative, labels.T @ (number > 0).float()
 
 
 def objects_of(dataset_dict: dict, size: tuple[int, int]) -> Objects:
