@@ -125,6 +125,7 @@ def study(runs: list[Path], datasets: list[str], classes: list[str]) -> dict:
         attention = np.where(counts >= FEWEST * len(runs), sums / counts, np.nan)
     truth = ground_truth(get_training_dicts(cfg), "training set", len(names))
     beside = cooccurrence(truth.labels[:, columns])
+    np.fill_diagonal(beside, np.nan)  # 1 / the frequency of the label
     pairs = np.isfinite(attention) & ~np.eye(len(columns), dtype=bool)
     correlation = spearmanr(attention[pairs], beside[pairs])
     return {
