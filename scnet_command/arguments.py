@@ -7,6 +7,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,6 +62,22 @@ exit status:
   3    ended early by a fault (disk full, out of memory); the same command goes on
   130  interrupted (^C, SIGTERM); the same command goes on
 """
+_KEYS_LAST = "config keys stand after --opts, at the end of the command"
+# Options of Detectron2's programs, and of other ones, that go by another name here.
+_MEANT = dict.fromkeys(
+    ("--input", "--inputs", "--image", "--images", "--source"),
+    "images stand without an option, as in: scnet demo photos/ --model MODEL --output FOLDER",
+) | {
+    "--confidence-threshold": "the least score of a label is --threshold",
+    "--conf": "the least score of a label is --threshold",
+    "--eval-only": "evaluate with scnet eval",
+    "--share": "--host 0.0.0.0 opens the page to the network; nothing leaves it",
+    "--server-name": "its name here is --host",
+    "--server-port": "its name here is --port",
+    "--lr": "at the end of the command: --opts SOLVER.BASE_LR 0.01",
+    "--epochs": "training counts iterations: --opts SOLVER.MAX_ITER 1000, at the end",
+    "--batch": "at the end of the command: --opts SOLVER.IMS_PER_BATCH 8",
+}
 
 
 # ---- the sub-commands ---------------------------------------------------------------------------
@@ -176,7 +193,12 @@ def app(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     parser.add_argument("--examples", metavar="FOLDER", help="images to pick from on the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--port",
+        type=_number(int, 1, 65535),
+        metavar="N",
+        help="default: the first free one from 7860 on",
+    )
     _add_keys(parser)
     _examples(parser, "scnet app --model scnet_lite_voc --examples photos/")
 
@@ -305,9 +327,18 @@ def analyze(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     _add_config(parser)
-    add("--sizes", type=int, nargs="+", default=[800, 448], help="shorter side; default: 800 448")
-    add("--gpu-tflops", type=float, default=15.7, metavar="X", help="peak; default: V100, fp32")
-    add("--utilisation", type=float, default=0.4, metavar="X", help="share of it; default: 0.4")
+    add(
+        "--sizes", type=_number(int, 1), nargs="+", default=[800, 448], metavar="PX",
+        help="shorter side; default: 800 448",
+    )  # fmt: skip
+    add(
+        "--gpu-tflops", type=_number(float, 0.001), default=15.7, metavar="X",
+        help="peak; default: V100, fp32",
+    )  # fmt: skip
+    add(
+        "--utilisation", type=_number(float, 0.001, 1), default=0.4, metavar="X",
+        help="share of it; default: 0.4",
+    )  # fmt: skip
     add("--bytes", type=int, default=4, metavar="N", help="of an activation; default: 4. 2: AMP")
     add(
         "--copies", type=float, default=1.0, metavar="X",
@@ -421,18 +452,33 @@ def train_net_parser() -> argparse.ArgumentParser:
 class Parser(argparse.ArgumentParser):
     """A parser that names its own sub-command in its errors, and tells where config keys stand."""
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs, allow_abbrev=False)  # --conf 0.3 would be --config-file 0.3
+
     def parse_known_args(self, args=None, namespace=None):
         """Refuse what is unknown here: the parser above knows no more of it."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown)}")
         return namespace, unknown
 
+    def _hint(self, unknown: list[str]) -> str:
+        """What may have been meant by arguments that are not known."""
+        options = [option for action in self._actions for option in action.option_strings]
+        for option in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+            if option in _MEANT:
+                return f"; {_MEANT[option]}"
+            if close := get_close_matches(option, options, 1, cutoff=0.75):
+                return f"; did you mean {close[0]}?"
+        if "--opts" in options and not unknown[0].startswith("--"):
+            return f"; {_KEYS_LAST}"
+        return ""
+
     def error(self, message: str) -> NoReturn:
-        """Also for keys without `--opts`, and options after it."""
+        """Also where the keys after `--opts` have taken an option that is required."""
         has_keys = any("--opts" in action.option_strings for action in self._actions)
-        if has_keys and message.startswith(("unrecognized", "the following arguments are requ")):
-            message += "; config keys stand after --opts, at the end of the command"
+        if has_keys and message.startswith("the following arguments are requ"):
+            message += f"; {_KEYS_LAST}"
         super().error(message)
 
 

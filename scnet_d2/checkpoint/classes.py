@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import read_run_config
+from ..data.problems import counted
 from .files import CLASS_NAMES, CheckpointError
 
 
@@ -46,7 +47,7 @@ def check_trained_classes(file: str, trained: Sequence[str], wanted: Sequence[st
     i = next((i for i in range(shorter) if trained[i] != wanted[i]), shorter)
     counts = ""
     if len(trained) != len(wanted):
-        counts = f"{file} holds {len(trained)} classes, the config has {len(wanted)}: "
+        counts = f"{file} holds {counted(len(trained), 'class')}, the config has {len(wanted)}: "
     raise CheckpointError(
         f"{counts}class {i} is {_name(trained, i)} in {file} and {_name(wanted, i)} in the config "
         "or the data set. Labels would get wrong names: use the config.yaml of the training run "

@@ -214,6 +214,8 @@ def _read_safetensors(path: str) -> dict[str, Any]:
 
 def _read_pth(path: str) -> dict[str, Any]:
     data = _torch_load(path)
+    if "model" not in data and isinstance(data.get("state_dict"), dict):
+        return {"model": data["state_dict"]}  # of the many programs that name it so
     return data if "model" in data else {"model": data}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
+from ..data.problems import counted
 from .files import CheckpointError
 from .names import part_of
 
@@ -78,8 +79,8 @@ class LoadReport:
         absent = [*self.missing, *self.wrong_shape]
         if counts := self._class_counts():
             raise CheckpointError(
-                f"{self.file} holds {counts[0]} classes, the config has {counts[1]}: use the "
-                "config.yaml of its training run, or set MODEL.ROI_HEADS.NUM_CLASSES to "
+                f"{self.file} holds {counted(counts[0], 'class')}, the config has {counts[1]}: "
+                "use the config.yaml of its training run, or set MODEL.ROI_HEADS.NUM_CLASSES to "
                 f"{counts[0]}"
             )
         if absent:

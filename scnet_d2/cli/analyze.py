@@ -23,6 +23,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..config import load_config
+from ..data.problems import counted
 from ..modeling import BRANCH_REGISTRY
 
 BRANCHES = {f"{head.name} head": f"roi_heads.{head.name}_head" for _, head in BRANCH_REGISTRY}
@@ -153,7 +154,7 @@ def recipe(cfg: CfgNode, cost: Cost, args: argparse.Namespace) -> str:
         f"iteration = {images:g} images x {cost.macs / 1e9:.0f} G multiply-adds x 2 FLOP x 3 "
         f"(forward, and twice as much backward) = {flop / 1e12:.2f} TFLOP; / "
         f"({args.gpu_tflops:g} TFLOP/s x {args.utilisation:g}) = {seconds:.2f} s",
-        f"training = {cfg.SOLVER.MAX_ITER:,} iterations x {seconds:.2f} s = "
+        f"training = {counted(cfg.SOLVER.MAX_ITER, 'iteration')} x {seconds:.2f} s = "
         f"{cfg.SOLVER.MAX_ITER * seconds / 3600:.1f} h on {gpus} GPU{'s' * (gpus > 1)}",
     ]
     return "\n".join(textwrap.fill(x, 96, subsequent_indent="    ") for x in lines)
@@ -163,6 +164,11 @@ def run(args: argparse.Namespace) -> None:
     """Print the tables and the estimates."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    if (kind := load(args).MODEL.META_ARCHITECTURE) not in ("SCNet", "GeneralizedRCNN"):
+        raise ValueError(
+            f"{args.config_file}: MODEL.META_ARCHITECTURE is {kind}; the parts of SCNet and of "
+            "Detectron2's GeneralizedRCNN are counted, give a config of theirs"
+        )
     for size in args.sizes:
         cfgs = {"SCNet": load(args), "Faster R-CNN": load(args, *FASTER_RCNN)}
         boxes = {name: cfg.MODEL.RPN.POST_NMS_TOPK_TEST for name, cfg in cfgs.items()}

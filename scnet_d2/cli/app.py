@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -259,6 +260,7 @@ def run(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> gr.Blocks:
     """Serve the page, from a thread of its own."""
+    require_free(args.host, args.port)
     predictor = SCNetPredictor(setup(args))
     page = LabelPage(predictor, load_examples(args.examples) if args.examples else {})
     predictor(np.full((240, 320, 3), 127, dtype=np.uint8))  # the first run is slow
@@ -277,3 +279,24 @@ def serve(args: argparse.Namespace) -> gr.Blocks:
     )
     print(f"The page is at {blocks.local_url}", flush=True)
     return blocks
+
+
+def require_free(host: str, port: int | None) -> None:
+    """Check that the page can be served there, before the model is loaded.
+
+    Args:
+        host: name or address of this machine.
+        port: None is any free one.
+
+    Raises:
+        ValueError: naming both, and the remedy.
+    """
+    family = socket.AF_INET6 if host.count(":") > 1 else socket.AF_INET
+    try:
+        socket.create_server((host, port or 0), family=family).close()
+    except OSError as error:
+        where = f"{host}, port {port}" if port else host
+        raise ValueError(
+            f"the page cannot be served on {where} ({error.strerror}): choose another --port, or "
+            "none for the first free one, and a --host that is a name or address of this machine"
+        ) from error

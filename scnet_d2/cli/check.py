@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import load_config
@@ -26,10 +28,11 @@ from ..data import (
     LabelPolicy,
     register_arguments,
 )
-from ..data.catalog import find_no_boxes
+from ..data.catalog import find_nothing_to_learn
 from ..data.images import image_size, is_turned, read_image
 from ..data.labels import DEFAULT_POLICY, label_records
-from ..data.problems import Problems
+from ..data.problems import Problems, counted, find_empty_annotations
+from ..data.voc import find_empty_objects
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -47,6 +50,12 @@ IMAGES = {
 }
 # Those with at least one annotation, where work that drops the others gives the number.
 ANNOTATED = {"coco_2014_train_multilabel": 82_081, "coco_2014_val_multilabel": 40_137}
+# The ids of published images, which end the names of their files.
+PUBLISHED = {
+    "coco": r"(COCO_(train|val)2014_)?\d{12}\.jpg",
+    "voc_2007": r"\d{6}\.jpg",
+    "voc_2012": r"20\d\d_\d{6}\.jpg",
+}
 AGAIN = "get the archive again and unpack it over the folder (datasets/README.md)"
 OWN = "put the right file into the image folder"  # data of one's own
 LISTED = 10  # classes named one by one
@@ -56,7 +65,7 @@ def check(
     name: str,
     images: str | None = None,
     workers: int = 4,
-    policy: LabelPolicy = DEFAULT_POLICY,
+    cfg: CfgNode | None = None,
     *,
     complete: bool = False,
 ) -> list[str]:
@@ -66,7 +75,8 @@ def check(
         name: of the data set.
         images: "header" or "full" to open or decode every image; None does neither.
         workers: number of processes that read images.
-        policy: what uncertain annotations count as.
+        cfg: whose label policy applies, and whose model is to be trained; None: the default policy,
+            and a model that learns from boxes.
         complete: a part of a published data set is a problem; otherwise it is printed alone.
 
     Returns:
@@ -74,6 +84,7 @@ def check(
     """
     if MetadataCatalog.get(name).get("evaluator_type") != "multilabel":
         return [f"'{name}' is not a multi-label data set: choose from {', '.join(IMAGES)}"]
+    policy = DEFAULT_POLICY if cfg is None else LabelPolicy.from_config(cfg)
     try:
         stored = DatasetCatalog.get(name)
         records = label_records(stored, policy)
@@ -87,14 +98,15 @@ def check(
     counts = Counter(label for record in records for label in record["image_labels"])
     labels = sum(counts.values()) / max(len(records), 1)
     print(
-        f"\n{name}: {len(records):,} images, {len(labelled(records)):,} with a label, "
-        f"{len(classes)} classes,\n{labels:.2f} labels an image; "
+        f"\n{name}: {counted(len(records), 'image')}, {len(labelled(records)):,} with a label, "
+        f"{counted(len(classes), 'class')},\n{labels:.2f} labels an image; "
         "images with each label:"
     )
     print(histogram(classes, [counts[i] for i in range(len(classes))]))
     parts, problems = list(wrong_counts(name, stored)), Problems(name)
     if not complete:
         print("".join(f"\n{part}" for part in parts))
+    find_nothing_to_learn([name], records, problems, cfg)
     unusable_boxes(stored, problems)
     repeated_files(records, problems)
     present = missing_files(records, problems)
@@ -111,22 +123,18 @@ def wrong_counts(name: str, records: list[dict]) -> Iterator[str]:
         ("images with a label", len(labelled(records)), ANNOTATED.get(name)),
     ):
         if published not in (None, found):
+            own = records and remedy(name, records[0]["file_name"]) == OWN
             yield (
-                f"{name} has {found:,} {what}, published are {published:,}: it is a part or another"
-                f" release, and results do not compare with published ones; {AGAIN}"
+                f"{name} has {found:,} {what}, published are {published:,}: it is a part, another "
+                "release or data of your own, and results do not compare with published ones"
+                f"{'' if own else f'; {AGAIN}'}"
             )
 
 
 def unusable_boxes(records: list[dict], problems: Problems) -> None:
     """Annotations that mark nothing, and boxes that seem to be written another way."""
-    find_no_boxes(records, problems)
-    for record in records:
-        for annotation in record.get("empty_annotations", ()):
-            problems.add(
-                f"annotation {annotation!r} of image {record['image_id']!r} marks nothing (bbox "
-                "[0, 0, 0, 0] or an empty segmentation)",
-                "draw it again or delete it",
-            )
+    is_voc = "dirname" in vars(MetadataCatalog.get(problems.source))
+    (find_empty_objects if is_voc else find_empty_annotations)(records, problems)
     boxes = [a["bbox"] for r in records for a in r.get("annotations", ())]
     if boxes and all(x1 - x0 < 1 and y1 - y0 < 1 for x0, y0, x1, y1 in boxes):
         problems.add(
@@ -167,13 +175,16 @@ def missing_files(records: list[dict], problems: Problems) -> list[dict]:
             present.append(record)
         else:
             fault = f"image file '{record['file_name']}' does not exist"
-            problems.add(fault, f"correct the name, or {remedy(problems.source)}")
+            again = remedy(problems.source, record["file_name"])
+            problems.add(fault, f"correct the name, or {again}")
     return present
 
 
-def remedy(name: str) -> str:
-    """What to do about a file: only published data sets have an archive."""
-    return AGAIN if name in IMAGES else OWN
+def remedy(name: str, file: str) -> str:
+    """What to do about a file: only published images have an archive, not those in their place."""
+    of = next((of for of in PUBLISHED if name in IMAGES and name.startswith(of)), None)
+    is_published = of and re.fullmatch(PUBLISHED[of], os.path.basename(file))
+    return AGAIN if is_published else OWN
 
 
 def empty_classes(classes: list[str], counts: Counter, problems: Problems) -> None:
@@ -192,13 +203,13 @@ def unreadable(records: list[dict], how: str, workers: int, problems: Problems) 
     """Images that cannot be read or have another size than annotated."""
     name = problems.source
     with ProcessPoolExecutor(workers) as pool:
-        read = pool.map(partial(read_fault, how=how, again=remedy(name)), records, chunksize=64)
+        read = pool.map(partial(read_fault, name=name, how=how), records, chunksize=64)
         for fault in progress(read, len(records), f"{name}: images"):
             if fault:
                 problems.add(*fault)
 
 
-def read_fault(record: dict, how: str, again: str) -> tuple[str, str] | None:
+def read_fault(record: dict, name: str, how: str) -> tuple[str, str] | None:
     """What is wrong with an image file and what to do, or None."""
     path, annotated = record["file_name"], (record.get("width"), record.get("height"))
     try:
@@ -215,7 +226,7 @@ def read_fault(record: dict, how: str, again: str) -> tuple[str, str] | None:
         return fault, "annotate it as it is shown"
     return (
         f"image '{path}' is {(width, height)} and annotated as {annotated} (width, height)",
-        again,
+        remedy(name, path),
     )
 
 
@@ -263,17 +274,15 @@ def run(args: argparse.Namespace) -> int:
     """Check the data sets; returns the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     names = args.names + register_arguments(args) or built_in()
-    policy = DEFAULT_POLICY
-    if args.config_file:
-        policy = LabelPolicy.from_config(load_config(args.config_file))
+    cfg = load_config(args.config_file) if args.config_file else None
     problems = [
         problem
         for name in names
-        for problem in check(name, args.images, args.workers, policy, complete=args.complete)
+        for problem in check(name, args.images, args.workers, cfg, complete=args.complete)
     ]
     if not names:
         problems = ["no built-in data set is there: set DETECTRON2_DATASETS (datasets/README.md)"]
-    print(f"\n{len(names)} data sets, {len(problems)} problems")
+    print(f"\n{counted(len(names), 'data set')}, {counted(len(problems), 'problem')}")
     for problem in problems:
         print(f"problem: {problem}")
     return 1 if problems else 0

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
+from ..data.problems import counted
 from ..evaluation import compare_map, format_rows, multilabel_metrics
 from ..evaluation.intervals import Comparison, Interval
 from ..evaluation.score_files import ScoreFileError, ScoreTable, read_scores
@@ -35,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
         print(to_json(rows, comparison))
     else:
         print(f"A: {args.first}\nB: {args.second}\n\n{to_text(rows, comparison)}\n")
-        print(f"95 % intervals and two-sided p: {args.replicates} bootstrap replicates of the")
-        print(f"{len(first.scores)} images, seed {args.seed}")
+        print(f"95 % intervals and two-sided p: {counted(args.replicates, 'bootstrap replicate')}")
+        print(f"of {counted(len(first.scores), 'image')}, seed {args.seed}")
 
 
 def align(first: ScoreTable, second: ScoreTable) -> ScoreTable:

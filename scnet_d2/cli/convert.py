@@ -52,7 +52,12 @@ def detectron2_name(name: str) -> str:
 
 
 def convert(state: dict) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a state dict; the classifier and the batch counts stay behind."""
+    """Rename the tensors of a state dict; the classifier and the batch counts stay behind.
+
+    A "module." before every name, of DataParallel, is left out.
+    """
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     kept = {k: torch.as_tensor(v) for k, v in state.items() if not LEFT_OUT.fullmatch(k)}
     return {detectron2_name(name): tensor for name, tensor in kept.items()}
 
@@ -82,11 +87,16 @@ def run(args: argparse.Namespace) -> None:
     """Convert a file and say what the config must have."""
     if args.output.suffix not in (".pkl", ".pth"):
         raise ValueError(f"{args.output}: name the output .pkl or .pth")
+    if "://" in args.input:
+        raise ValueError(f"{args.input} is an address: download the file and give its path")
     state = read_checkpoint(args.input)["model"]
     try:
         model = convert(state)
     except CheckpointError as error:
-        raise CheckpointError(f"{args.input}: {error}") from error
+        raise CheckpointError(
+            f"{args.input}: {error}; files of Detectron and Detectron2 need no conversion: set "
+            "MODEL.WEIGHTS"
+        ) from error
     save(model, args.output)
     print(f"# {len(model)} of {len(state)} tensors of {args.input} are in {args.output};")
     print("# left out: the classifier fc.* and batch norm's num_batches_tracked")

@@ -11,6 +11,7 @@ import tqdm
 from detectron2.utils.logger import setup_logger
 
 from ..data import ImageError, read_image
+from ..data.problems import counted
 from ..evaluation import predicted
 from ..inference import (
     SCNetPredictor,
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 record = make_record(file, image, labels, thresholds)
             print(json.dumps(record), file=out)
             tqdm.tqdm.write(json.dumps(record), file=sys.stdout)
-    print(f"{len(files) - bad} pictures and {lines.name} are in {output}", file=sys.stderr)
+    print(f"in {output}: {counted(len(files) - bad, 'picture')} and {lines.name}", file=sys.stderr)
     if bad:
         print(f"{bad} of {len(files)} images could not be read, see {lines}", file=sys.stderr)
     return 1 if bad else 0

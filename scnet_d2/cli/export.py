@@ -19,6 +19,7 @@ from ..inference import SCNetPredictor, load_arguments
 from ..inference import export as formats
 from ..inference.export import Difference, output_difference, pytorch_run
 from ..outputs import whole_file
+from ..tagging.inputs import ImageFinder
 
 EXPORT = {
     "torchscript": formats.export_torchscript,
@@ -41,14 +42,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{output} is there already: choose another --output or add --overwrite")
     if args.format == "safetensors" and output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: the checkpointer knows the format by .safetensors")
-    output.parent.mkdir(parents=True, exist_ok=True)
     predictor = SCNetPredictor(setup(args))
+    images = list(check_images(args.check, predictor.input_format))
+    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole_file(output, keep_suffix=True) as partial:
             start = time.perf_counter()
             EXPORT[args.format](predictor, partial)
             seconds = time.perf_counter() - start
-            rows = list(check(predictor, args, partial))
+            rows = list(check(predictor, args.format, partial, images))
             print(table(rows))
             require_equal(rows, args.tolerance)
     except NotEqualError as error:
@@ -64,10 +66,12 @@ def setup(args) -> CfgNode:
     return load_arguments(args)
 
 
-def check(predictor: SCNetPredictor, args, file: Path) -> Iterator[tuple[str, str, Difference]]:
-    """Name, size and difference of each image at each scale."""
-    expected, (actual, _) = pytorch_run(predictor.model), LOAD[args.format](file)
-    for name, image in check_images(args.check, predictor.input_format):
+def check(
+    predictor: SCNetPredictor, file_format: str, file: Path, images: list[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, str, Difference]]:
+    """Name, size and difference of each image, see `check_images`, at each scale."""
+    expected, (actual, _) = pytorch_run(predictor.model), LOAD[file_format](file)
+    for name, image in images:
         for scale in SCALES:
             resized = resize(image, predictor.cfg.INPUT, scale)
             size = "{} x {}".format(*resized.shape[:2])
@@ -75,11 +79,14 @@ def check(predictor: SCNetPredictor, args, file: Path) -> Iterator[tuple[str, st
 
 
 def check_images(files: list[str], input_format: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The given photographs, or one generated scene; (H, W, 3) uint8 in the model's format."""
+    """The given photographs, or one generated scene; (H, W, 3) uint8 in the model's format.
+
+    A folder stands for the photographs in it.
+    """
     if not files:
         image, _ = render_scene(SceneConfig(), "test", 0)
         yield "generated scene", image if input_format == "BGR" else image[:, :, ::-1]
-    for file in files:
+    for file in ImageFinder().find(files, []):
         yield Path(file).name, read_image(file, format=input_format)
 
 
@@ -113,6 +120,10 @@ def require_equal(rows: list[tuple[str, str, Difference]], tolerance: float) -> 
     worst = max(d.image_scores for _, _, d in rows)
     found = min(d.num_paired / max(d.num_boxes, 1) for _, _, d in rows)
     agree = all(d.image_scores <= tolerance for _, _, d in rows) and found >= LEAST_PAIRED
+    if not np.isfinite(worst):
+        raise NotEqualError(
+            f"image scores are {worst}: the weights may be of a training that diverged"
+        )
     if not agree:
         raise NotEqualError(
             f"image scores differ by up to {worst:.1e} (--tolerance {tolerance:g}), "

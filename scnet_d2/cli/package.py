@@ -27,12 +27,14 @@ from ..data import (
     register_arguments,
 )
 from ..data.context_scenes import SceneConfig, render_scene
+from ..data.problems import counted
 from ..evaluation.score_files import FILE_NAME, read_scores
 from ..inference import SCNetPredictor
 from ..inference.export import write_safetensors
 from ..inference.run import CARD, CONFIG, MODEL_WEIGHTS, THRESHOLDS, prediction_config
 from ..outputs import replacing
 from ..report.model_card import model_card
+from ..tagging.inputs import ImageFinder
 
 TOLERANCE = 2e-3  # most that the scores of an image may differ in, in the median over images
 
@@ -47,18 +49,23 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(made, args.output.name)
         write_folder(predictor, card, folder, half=args.dtype == "float16")
         differences = score_differences(predictor, folder, args.check)
-        if np.median(differences) > TOLERANCE:
+        difference = np.median(differences)
+        if not difference <= TOLERANCE:  # nor nan
+            remedy = "use --dtype float32"
+            if np.isnan(difference):
+                remedy = "the weights may be of a training that diverged"
             print(
-                f"Not kept: scores differ from the run's by {np.median(differences):.1e}, more "
-                f"than {TOLERANCE:g}; use --dtype float32",
+                f"Not kept: scores differ from the run's by {difference:.1e}, more than "
+                f"{TOLERANCE:g}; {remedy}",
                 file=sys.stderr,
             )
             return 1
         folder.rename(args.output)
     size = (args.output / MODEL_WEIGHTS).stat().st_size / 1e6
     print(
-        f"{args.output}: {size:.1f} MB of weights; scores of {len(differences)} images differ by "
-        f"{np.median(differences):.1e} from the run's (median), {max(differences):.1e} (most)"
+        f"{args.output}: {size:.1f} MB of weights; scores of {counted(len(differences), 'image')} "
+        f"differ by {difference:.1e} from the run's (median), "
+        f"{max(differences):.1e} (most)"
     )
     print(f"read {args.output / CARD} before you share it")
     return 0
@@ -91,7 +98,7 @@ def write_folder(predictor: SCNetPredictor, card: str, folder: Path, *, half: bo
 def score_differences(predictor: SCNetPredictor, folder: Path, files: Sequence[str]) -> list[float]:
     """For each image the most that a score of the folder differs in from the predictor's."""
     packaged = SCNetPredictor.from_pretrained(folder, "cpu")
-    images = [read_image(file, format="BGR") for file in files]
+    images = [read_image(file, format="BGR") for file in ImageFinder().find(files, [])]
     images = images or [render_scene(SceneConfig(), "test", i)[0] for i in range(4)]
     pairs = ((predictor(x)["image_scores"], packaged(x)["image_scores"]) for x in images)
     return [(a - b).abs().max().item() for a, b in pairs]

@@ -12,6 +12,8 @@ def run(args: argparse.Namespace) -> None:
         ValueError: also for a report that is there already.
     """
     path = args.output or args.run_dir / "report.html"
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {path}: name a file that ends in .html, as browsers open it")
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} is there already: name another --output or add --overwrite")
     path = write_html_report(

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from ..data.problems import counted
 from ..evaluation import format_table, load_thresholds, multilabel_metrics
 from ..evaluation.metrics import named_metrics
 from ..evaluation.score_files import ScoreTable, read_scores
@@ -22,7 +23,8 @@ def run(args: argparse.Namespace) -> None:
             threshold = load_thresholds(args.thresholds, table.class_names)
         results[str(path)] = evaluate(table, threshold, args.top_k)
         if not args.json:
-            print(f"{path}: {len(table.scores)} images, {len(table.class_names)} classes\n")
+            classes = counted(len(table.class_names), "class")
+            print(f"{path}: {counted(len(table.scores), 'image')}, {classes}\n")
             print(format_table(results[str(path)]), end="\n\n")
     if args.json:
         print(to_json(results))

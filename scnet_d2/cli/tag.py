@@ -30,6 +30,7 @@ from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from .. import __version__
+from ..data.problems import counted
 from ..evaluation import label_thresholds
 from ..inference import load_arguments
 from ..inference.run import class_names
@@ -97,7 +98,7 @@ def tag(args: argparse.Namespace) -> int:
             output = stack.enter_context(TagOutput(Path(args.output), file_format, settings))
             counts, repeated = _done(output, inputs, options.chunk_size, args.retry_failed)
             if earlier := counts.done:
-                _say(f"{earlier:,} of {counts.total:,} images are in {output.lines} already")
+                _say(f"in {output.lines} already: {earlier:,} of {counted(counts.total, 'image')}")
             if earlier < counts.total:
                 files = itertools.chain(repeated, inputs.pending())
                 chunks = stack.enter_context(_engine(args, cfg, files, options))
@@ -109,8 +110,9 @@ def tag(args: argparse.Namespace) -> int:
     failed = counts.failed + counts.others_failed
     others = f"; {counts.others:,} of other commands" if counts.others else ""
     _say(
-        f"{counts.done + counts.others - failed:,} images tagged, {failed:,} failed ({new:,} in "
-        f"this run, {seconds:.1f} s, {new / seconds:.1f} images/s{others}): {args.output}"
+        f"{counted(counts.done + counts.others - failed, 'image')} tagged, {failed:,} failed "
+        f"({new:,} in this run, {seconds:.1f} s, {new / seconds:.1f} images/s{others}): "
+        f"{args.output}"
     )
     if failed:
         _say(f'what is wrong with each of those that failed: "error" in {args.output}')
@@ -157,7 +159,8 @@ def list_inputs(args: argparse.Namespace) -> InputList:
     if not len(inputs):
         raise ValueError(f"no images in {' '.join(args.inputs)}")
     left_out = ", ".join(f"{n:,} {ending}" for ending, n in finder.left_out.most_common())
-    _say(f"{len(inputs):,} images" + (f"; other files, left out: {left_out}" if left_out else ""))
+    others = f"; other files, left out: {left_out}" if left_out else ""
+    _say(counted(len(inputs), "image") + others)
     return inputs
 
 

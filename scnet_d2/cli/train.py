@@ -16,6 +16,7 @@ from ..config import load_config, use_available_device
 from ..data import register_arguments
 from ..engine import (
     Trainer,
+    all_problems,
     check_evaluation_data,
     check_num_classes,
     check_output_dir,
@@ -52,7 +53,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_used(cfg, register_arguments(args))
     datasets = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.CLASS_NAMES and datasets:
-        cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
+        with all_problems(cfg, eval_only=args.eval_only):
+            cfg.DATASETS.CLASS_NAMES = class_names(datasets[0])
     cfg.freeze()
     _start_log(cfg, args)
     seed_all_rng(cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else None)
@@ -120,8 +122,9 @@ def main(args, trainer_class: type[Trainer] = Trainer):
         raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <checkpoint>, or --resume")
     if not cfg.DATASETS.TEST:
         raise ValueError("there is nothing to evaluate: set DATASETS.TEST to names of data sets")
-    check_num_classes(cfg, eval_only=True)
-    check_evaluation_data(cfg, eval_only=True)
+    with all_problems(cfg, eval_only=True):
+        check_num_classes(cfg, eval_only=True)
+        check_evaluation_data(cfg, eval_only=True)
     model = trainer_class.build_model(cfg)
     names = cfg.DATASETS.CLASS_NAMES
     checkpointer = SCNetCheckpointer(model, cfg.OUTPUT_DIR, require_all=True, class_names=names)

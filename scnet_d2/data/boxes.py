@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .problems import counted
+
 logger = logging.getLogger(__name__)
 
 LONGEST_SIDE = 2**31 - 1  # of an image, in pixels: the limit of PNG, far above that of JPEG
@@ -56,6 +58,6 @@ def clip_annotations(records: list[dict[str, Any]], dataset_name: str) -> None:
         dropped += len(record["annotations_without_box"])
     if dropped:
         logger.warning(
-            f"{dataset_name}: {dropped} boxes are empty, inverted, outside their image or not "
-            "finite and are not used; their labels still count."
+            f"{dataset_name}: left out {counted(dropped, 'box')}, empty, inverted, "
+            "outside the image or not finite; the labels still count."
         )

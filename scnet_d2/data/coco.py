@@ -20,13 +20,20 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from pycocotools import mask as coco_mask
 
 from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, ImageError, require_path
 from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
 from .paths import is_file_name, with_paths
-from .problems import Problems, find_bad_class_names, first_ones
+from .problems import (
+    Problems,
+    counted,
+    find_bad_class_names,
+    find_empty_annotations,
+    first_ones,
+)
 from .registration import register_files, set_metadata
 
 logger = logging.getLogger(__name__)
@@ -51,6 +58,8 @@ _FIELDS = {
 }
 _ID_TYPES = (int, str, float)
 _EMPTY_BOX = [0, 0, 0, 0]
+_MARKS_NOTHING = "annotation marks nothing", "annotations mark nothing"
+_COMPRESSED = re.compile("(?:[P-o]*[0-O])+")  # whole numbers of COCO's run lengths: bit 5 goes on
 _KINDS = {
     int: "a whole number",
     float: "a number",
@@ -107,6 +116,8 @@ def load_coco_multilabel(
     _drop_repeated_categories(content, problems)
     content["images"] = with_paths(content["images"], os.fspath(image_root), problems)
     _read_sizes(content["images"], problems)
+    if problems:  # those that mark nothing are told with the others, and stop nothing by themselves
+        find_empty_annotations(_empty_annotations(content["annotations"]), problems)
     problems.raise_any(content["images"])
     categories = sorted(content["categories"], key=lambda c: c["id"])
     id_map = {category["id"]: i for i, category in enumerate(categories)}
@@ -152,6 +163,15 @@ def _records(content: dict, id_map: dict[int, int], json_file: str) -> list[dict
     return records
 
 
+def _empty_annotations(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A record with `empty_annotations` for each annotation that marks nothing."""
+    return [
+        {"image_id": a["image_id"], "empty_annotations": [a["id"]]}
+        for a in annotations
+        if a["bbox"] == _EMPTY_BOX
+    ]
+
+
 def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_file: str) -> None:
     """One line for the annotations that mark nothing, given as their ids by image id."""
     if empty:
@@ -161,9 +181,9 @@ def _warn_of_empty_annotations(images: list[dict], empty: dict[Any, list], json_
             for annotation in empty.get(image["id"], ())
         ]
         logger.warning(
-            f"{json_file}: {len(named)} annotations mark nothing (bbox [0, 0, 0, 0] or an empty "
-            f"segmentation) and are no labels, first {first_ones(named)}; draw them again or "
-            "delete them."
+            f"{json_file}: {counted(len(named), *_MARKS_NOTHING)} (bbox [0, 0, 0, 0] or an empty "
+            f"segmentation) and so gives no label, first {first_ones(named)}; draw it again or "
+            "delete it."
         )
 
 
@@ -181,8 +201,8 @@ def _read_sizes(images: list[dict], problems: Problems) -> None:
             )
     if unsized:
         logger.warning(
-            f"{problems.source}: {len(unsized)} images have no width and height; they were read "
-            "from the image files."
+            f"{problems.source}: {counted(len(unsized), 'image')} without width and height; these "
+            "were read from the image files."
         )
 
 
@@ -214,7 +234,7 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        self.boxes_of_polygons = 0
+        self.boxes_of_shapes = 0
 
     def __call__(self, entry: dict[str, Any]) -> dict[str, Any]:
         if "segmentation" in entry and entry.get("bbox") in (None, [], _EMPTY_BOX):
@@ -224,14 +244,18 @@ class _Reader:
         return entry
 
     def _add_box(self, entry: dict[str, Any]) -> None:
-        polygons = entry["segmentation"]
-        if not isinstance(polygons, list):  # a mask: not decoded here
+        shape = entry["segmentation"]
+        if isinstance(shape, dict):
+            box = _box_of_mask(shape)
+        elif not isinstance(shape, list):
             return
-        if not any(polygons):
-            entry["bbox"] = list(_EMPTY_BOX)
-        elif all(map(_is_polygon, polygons)):
-            entry["bbox"] = _box_of(polygons)
-            self.boxes_of_polygons += 1
+        elif not any(shape):
+            box = list(_EMPTY_BOX)
+        else:
+            box = _box_of(shape) if all(map(_is_polygon, shape)) else None
+        if box is not None:
+            entry["bbox"] = box
+            self.boxes_of_shapes += box != _EMPTY_BOX
 
 
 def _is_polygon(points: Any) -> bool:
@@ -251,6 +275,29 @@ def _box_of(polygons: list[list[float]]) -> list[float]:
     return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
 
 
+def _box_of_mask(mask: dict[str, Any]) -> list[float] | None:
+    """[x, y, width, height] around a run-length encoded mask; None where it is not a whole one."""
+    size, counts = mask.get("size"), mask.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
+        return None
+    height, width = size
+    if height * width > LONGEST_SIDE:
+        return None
+    if isinstance(counts, list):
+        if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) != height * width:
+            return None
+        mask = coco_mask.frPyObjects(mask, height, width)
+    elif not (isinstance(counts, str) and _COMPRESSED.fullmatch(counts)):
+        return None
+    x, y, *sides = coco_mask.toBbox(mask).tolist()
+    inside = x >= 0 and y >= 0 and x + sides[0] <= width and y + sides[1] <= height
+    return [x, y, *sides] if inside else None
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LONGEST_SIDE
+
+
 def _read_json(json_file: str) -> Any:
     reader = _Reader()
     try:
@@ -266,10 +313,10 @@ def _read_json(json_file: str) -> Any:
         raise DatasetError(
             f"{json_file}: not a complete json file ({e}). Get or write it again."
         ) from e
-    if reader.boxes_of_polygons:
+    if reader.boxes_of_shapes:
         logger.warning(
-            f"{json_file}: {reader.boxes_of_polygons} annotations have no bbox; the boxes of their "
-            "polygons are used."
+            f"{json_file}: {counted(reader.boxes_of_shapes, 'annotation')} without bbox; the boxes "
+            "of polygons and masks are used."
         )
     return content
 
@@ -316,11 +363,11 @@ def _good_entries(
     for position, entry in enumerate(entries):
         wrong = _wrong_fields(entry, fields)
         if wrong:
-            masks = "; polygons give a box, masks do not" if "bbox" in wrong else ""
+            shapes = ", or a whole polygon or mask" if "bbox" in wrong else ""
             problems.add(
                 f"{section}[{position}] lacks a valid {', '.join(wrong)}"
                 f"{_description(entry, wrong[0], fields)}",
-                f"correct {' and '.join(wrong)} in '{section}'{masks}",
+                f"correct {' and '.join(wrong)} in '{section}'{shapes}",
             )
             continue
         if entry["id"] in seen:

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
 from .errors import DatasetError, require_path
 from .paths import is_file_name, with_paths
-from .problems import Problems, find_bad_class_names
+from .problems import Problems, counted, find_bad_class_names
 from .registration import register_files, set_metadata
 
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_id", "path")
@@ -28,6 +30,9 @@ _BETWEEN_LABELS = re.compile("[;,|]")
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 _STATES = dict.fromkeys(("-1", "-1.0", ""), UNKNOWN) | dict.fromkeys(("0", "0.0", "false"), ABSENT)
 _STATES |= dict.fromkeys(("1", "1.0", "true"), PRESENT)  # as pandas writes them, in lower case
+_NAMES_OR_MARKS = (
+    'as cat;dog or ["cat", "dog"], or a column (in JSON lines a key) for each class with 1 or 0'
+)
 _PATHS_REMEDY = "Check the paths given to register_label_table."
 
 
@@ -173,14 +178,24 @@ def _listed_labels(row: Row, problems: Problems) -> _Labels:
 def _names(row: Row, key: str, problems: Problems) -> set[str]:
     """The class names of a cell, a text or a list."""
     cell = row.cells.get(key) or ""
-    names = _BETWEEN_LABELS.split(cell) if isinstance(cell, str) else cell
+    names = _split(cell) if isinstance(cell, str) else cell
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return {name.strip() for name in names} - {""}
+    remedy = "write names"
+    if isinstance(names, list) and all(type(n) in (int, float, bool) for n in names):
+        remedy = f"write the names of the classes, {_NAMES_OR_MARKS}"
     problems.add(
-        f"line {row.line}: image {row.image!r}: {key} is {cell!r}, no list of class names",
-        "write names",
+        f"line {row.line}: image {row.image!r}: {key} is {cell!r}, no list of class names", remedy
     )
     return set()
+
+
+def _split(cell: str) -> Any:
+    """The names of a text, which may be a list as Python or JSON writes it: "['cat', 'dog']"."""
+    if cell.strip().startswith("[") and cell.strip().endswith("]"):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(cell.strip())
+    return _BETWEEN_LABELS.split(cell)
 
 
 def _listed_classes(label_file: str, labels: list[_Labels], problems: Problems) -> list[str]:
@@ -190,6 +205,13 @@ def _listed_classes(label_file: str, labels: list[_Labels], problems: Problems) 
     if not PathManager.isfile(path):
         if not used:
             problems.add("no image has a label", f"write labels, or {CLASSES_FILE} beside it")
+        elif used <= {"0", "1"}:
+            problems.add(
+                f"its labels are only {' and '.join(sorted(used))}, which seem to say whether an "
+                "image has a label",
+                f"write the names of the classes, {_NAMES_OR_MARKS}; where these are names, write "
+                f"{CLASSES_FILE} beside it",
+            )
         return sorted(used)
     names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     for name in sorted(used - set(names)):
@@ -267,8 +289,8 @@ def _csv_rows(reader: Any, header: list[str], index: bool, problems: Problems) -
         image = image.strip()
         if len(cells) != len(header) - 1:
             problems.add(
-                f"line {reader.line_num}: image {image} has {len(cells)} cells for the "
-                f"{len(header) - 1} columns {', '.join(header[1:4])}{', …' * (len(header) > 4)}",
+                f"line {reader.line_num}: image {image} has {counted(len(cells), 'cell')}, "
+                f"not {len(header) - 1}, of {', '.join(header[1:4])}{', …' * (len(header) > 4)}",
                 "write a cell for each column; quote what has the separator in it",
             )
         else:

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from detectron2.utils.file_io import PathManager
 
 from .errors import is_inside
-from .problems import Problems, first_ones
+from .problems import Problems, counted, first_ones
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def with_paths(images: list[dict], image_root: str, problems: Problems) -> list[
             )
     if corrected:
         logger.warning(
-            f"{problems.source}: {len(corrected)} file names name no file of '{image_root}' and "
-            f"are read under corrected names, first {first_ones(corrected)}."
+            f"{problems.source}: corrected {counted(len(corrected), 'file name')} that name no "
+            f"file of '{image_root}', first {first_ones(corrected)}."
         )
     return inside
 

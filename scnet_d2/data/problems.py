@@ -71,6 +71,11 @@ class Problems:
         raise DatasetError(message, lines, records)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number and what it counts: "1 image", "2 images", "3 classes"; `many` where that fails."""
+    return f"{count:,} {one if count == 1 else many or one + ('es' if one[-1] in 'sx' else 's')}"
+
+
 def first_ones(texts: Sequence[str]) -> str:
     """The first three of some texts, and how many there are beside them."""
     more = f" and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else ""
@@ -90,12 +95,24 @@ def find_missing_files(
     files = [d["file_name"] for d in dataset_dicts if "file_name" in d]
     missing = [repr(f) for f in files if not PathManager.isfile(f)]
     if exceeds_share(len(missing), len(files), max_missing):
+        do = "does" if len(missing) == 1 else "do"
         problems.add(
-            f"{len(missing):,} of its {len(files):,} image files do not exist, first "
+            f"{len(missing):,} of its {counted(len(files), 'image file')} {do} not exist, first "
             f"{first_ones(missing)}",
             "correct the image folder or the file names; `scnet check` checks the whole "
             f"data set, DATALOADER.MAX_BAD_IMAGES ({max_missing}) is the share that may be absent",
         )
+
+
+def find_empty_annotations(records: Sequence[dict[str, Any]], problems: Problems) -> None:
+    """Add the annotations that mark nothing, which are no labels."""
+    for record in records:
+        for annotation in record.get("empty_annotations", ()):
+            problems.add(
+                f"annotation {annotation!r} of image {record['image_id']!r} marks nothing (bbox "
+                "[0, 0, 0, 0] or an empty segmentation)",
+                "draw it again or delete it",
+            )
 
 
 def find_bad_class_names(names: Sequence[str], problems: Problems) -> None:

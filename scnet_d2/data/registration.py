@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .errors import DatasetError
+from .problems import counted
 
 _PATHS = ("json_file", "label_file", "dirname", "image_root")
 
@@ -59,10 +60,10 @@ def set_metadata(name: str, classes: Sequence[str], file: str, **metadata: Any) 
     known = meta.get("thing_classes", classes)
     if known != classes:
         raise DatasetError(
-            f"{file}: its {len(classes)} categories are not the {len(known)} of data set "
-            f"'{name}': {_first_difference(classes, known)}. For data of your own, write the same "
-            "categories into all files, also those without annotations, and register each under "
-            "a name of its own."
+            f"{file}: it has {counted(len(classes), 'category', 'categories')} and data set "
+            f"'{name}' has {len(known)}: {_first_difference(classes, known)}. For data of your "
+            "own, write the same categories into all files, also those without annotations, and "
+            "register each under a name of its own."
         )
     # Metadata refuses a second value for a key; the root may have changed since registration.
     vars(meta).update(thing_classes=classes, **metadata)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .catalog import get_training_dicts
 from .errors import DatasetError, ImageError, exceeds_share
+from .problems import counted
 
 logger = logging.getLogger(__name__)
 
@@ -151,9 +152,9 @@ class TrainLoader:
         images = len(self._samples)
         if exceeds_share(len(self.bad_images), images, self._max_bad_images):
             raise DatasetError(
-                f"{len(self.bad_images)} of {images} training images cannot be used, and "
-                f"DATALOADER.MAX_BAD_IMAGES allows a share of {self._max_bad_images}. One of them: "
-                f"{next(iter(self.bad_images.values()))}"
+                f"{len(self.bad_images)} of {counted(images, 'training image')} cannot be used, "
+                f"and DATALOADER.MAX_BAD_IMAGES allows a share of {self._max_bad_images}. "
+                f"One of them: {next(iter(self.bad_images.values()))}"
             )
 
 

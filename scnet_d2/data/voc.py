@@ -20,7 +20,7 @@ from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, ImageError, is_inside, require_path
 from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
-from .problems import Fault, Problems, first_ones
+from .problems import Fault, Problems, counted, first_ones
 
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
 _ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG", ".png", ".PNG")
@@ -78,6 +78,8 @@ def load_voc_multilabel(
     ids = _image_ids(split_file, os.path.join(dirname, "Annotations"), problems)
     files = frozenset(PathManager.ls(os.path.join(dirname, "JPEGImages")))
     records = [_load_image(dirname, i, files, problems) for i in ids]
+    if problems:  # those that mark nothing are told with the others, and stop nothing by themselves
+        find_empty_objects(records, problems)
     problems.raise_any([r for r in records if r["height"]])
     if not records:
         raise DatasetError(
@@ -88,6 +90,17 @@ def load_voc_multilabel(
     return label_records(records, DEFAULT_POLICY)
 
 
+def find_empty_objects(records: Sequence[dict[str, Any]], problems: Problems) -> None:
+    """Add the objects that mark nothing, which are no labels."""
+    for record in records:
+        for number in record.get("empty_annotations", ()):
+            problems.add(
+                f"object {number} of image {record['image_id']} marks nothing (four zeros in "
+                "<bndbox>)",
+                "draw it again or delete it",
+            )
+
+
 def _warn_of_empty_annotations(records: Sequence[dict[str, Any]], dataset_name: str) -> None:
     named = [
         f"object {number} of image {record['image_id']}"
@@ -96,8 +109,9 @@ def _warn_of_empty_annotations(records: Sequence[dict[str, Any]], dataset_name: 
     ]
     if named:
         logger.warning(
-            f"{dataset_name}: {len(named)} objects have a box of four zeros, mark nothing and are "
-            f"no labels, first {first_ones(named)}; draw them again or delete them."
+            f"{dataset_name}: {counted(len(named), 'object')} with a box of four zeros, which "
+            f"marks nothing and gives no label, first {first_ones(named)}; draw it again or delete "
+            "it."
         )
 
 
@@ -124,16 +138,27 @@ def _image_id(row: str, annotation_dir: str) -> str:
     head, *state = row.rsplit(maxsplit=1)
     ending = os.path.splitext(row)[1]
     if not state:
-        if ending.lower() in (*_ENDINGS, ".xml") and not _exists(annotation_dir, row):
-            raise Fault("the name of a file", f"write the image id, without '{ending}'")
+        if not _exists(annotation_dir, row):
+            if ending.lower() in (*_ENDINGS, ".xml"):
+                raise Fault("the name of a file", f"write the image id, without '{ending}'")
+            _require_inside_file(row, annotation_dir)
         return row
     candidates = [row, head] if state[0] in _STATES else [row]
     found = [image_id for image_id in candidates if _exists(annotation_dir, image_id)]
     if len(found) == 2:
         raise Fault(f"which may mean '{row}.xml' or '{head}.xml'", "rename one of them")
-    if not found and (len(candidates) == 1 or len(head.split()) > 1):
-        raise Fault("not one image id", "write one on each line")
+    if not found:
+        _require_inside_file(candidates[-1], annotation_dir)
     return found[0] if found else head
+
+
+def _require_inside_file(image_id: str, annotation_dir: str) -> None:
+    """Refuse an id without a file; one that leads out of the folder is refused later, as such."""
+    if is_inside(annotation_dir, f"{image_id}.xml"):
+        raise Fault(
+            f"and '{os.path.join(annotation_dir, image_id)}.xml' does not exist",
+            "add the xml file, or write one image id on each line",
+        )
 
 
 def _exists(annotation_dir: str, image_id: str) -> bool:

@@ -1,6 +1,7 @@
 """Training and evaluation of SCNet."""
 
 from .checks import (
+    all_problems,
     check_evaluation_data,
     check_num_classes,
     check_output_dir,
@@ -13,6 +14,7 @@ from .trainer import Trainer, TrainingError
 __all__ = [
     "Trainer",
     "TrainingError",
+    "all_problems",
     "check_evaluation_data",
     "check_num_classes",
     "check_output_dir",

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from detectron2.config import CfgNode
@@ -12,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import check_dataset_names, read_run_config
 from ..data import DatasetError, LabelPolicy, get_multilabel_dicts
-from ..data.problems import Problems, find_missing_files
+from ..data.catalog import find_nothing_to_learn
+from ..data.problems import Problems, counted, find_missing_files
 from ..evaluation import label_thresholds
 from ..evaluation.multilabel_evaluator import ground_truth
 
@@ -65,17 +67,25 @@ def check_num_classes(cfg: CfgNode, *, eval_only: bool = False) -> None:
     check_dataset_names(cfg)
     head, names = cfg.MODEL.ROI_HEADS.NUM_CLASSES, list(cfg.DATASETS.CLASS_NAMES)
     source = "DATASETS.CLASS_NAMES"
+    remedy = (
+        "a model is evaluated on the classes that it was trained on; write all of them, in their "
+        "order, into the categories of the data set, also those without annotations"
+        if eval_only
+        else "write the same categories into all files, also those without annotations; where you "
+        "did not mean this data set, name yours in DATASETS.TRAIN, DATASETS.VAL (or ()) and "
+        "DATASETS.TEST"
+    )
     datasets = tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
     for dataset in datasets:
         found = class_names(dataset)
+        classes = counted(len(found), "class")
         if len(names) == head != len(found) and (eval_only or dataset != datasets[0]):
             raise ValueError(
-                f"data set {dataset} has {len(found)} classes, {source} and the model have {head}: "
-                "write the same categories into all files, also those without annotations"
+                f"data set {dataset} has {classes}, {source} and the model have {head}: {remedy}"
             )
         if not len(found) == head == len(names or found):
             raise ValueError(
-                f"data set {dataset} has {len(found)} classes and the model {head}; "
+                f"data set {dataset} has {classes} and the model {head}; "
                 f"DATASETS.CLASS_NAMES has {len(names) or 'none'}. Set MODEL.ROI_HEADS.NUM_CLASSES "
                 f"to {len(found)} and DATASETS.CLASS_NAMES to the names of its classes or []"
             )
@@ -113,6 +123,50 @@ def check_evaluation_data(cfg: CfgNode, *, eval_only: bool = False) -> None:
         problems.raise_any()
     if cfg.TEST.LABEL_TOP_K < 1:
         raise ValueError(f"TEST.LABEL_TOP_K is {cfg.TEST.LABEL_TOP_K}; set it to at least 1")
+
+
+@contextmanager
+def all_problems(cfg: CfgNode, *, eval_only: bool = False) -> Iterator[None]:
+    """Where a data set is refused within it, look at the others too, and tell all their problems.
+
+    Args:
+        cfg: a config with the project's keys.
+        eval_only: only `DATASETS.TEST` is looked at.
+
+    Raises:
+        DatasetError: with the problems of all data sets.
+    """
+    try:
+        yield
+    except DatasetError as error:
+        datasets = (
+            tuple(cfg.DATASETS.TEST) if eval_only else (*cfg.DATASETS.TRAIN, *_evaluated(cfg))
+        )
+        found = dict(_refused(cfg, datasets, () if eval_only else cfg.DATASETS.TRAIN))
+        if len(found) < 2:
+            raise
+        lines = [line for other in found.values() for line in other.problems]
+        text = "\n".join(map(str, found.values()))
+        raise DatasetError(
+            f"{counted(len(found), 'data set')} with problems:\n{text}", lines
+        ) from error
+
+
+def _refused(
+    cfg: CfgNode, datasets: tuple[str, ...], trained: tuple[str, ...]
+) -> Iterator[tuple[str, DatasetError]]:
+    """The data sets that cannot be used, and why."""
+    for dataset in dict.fromkeys(datasets):
+        problems = Problems(dataset)
+        try:
+            class_names(dataset)
+            dicts = get_multilabel_dicts(dataset, LabelPolicy.from_config(cfg))
+            find_missing_files(dicts, cfg.DATALOADER.MAX_BAD_IMAGES, problems)
+            if dataset in trained:
+                find_nothing_to_learn([dataset], dicts, problems, cfg)
+            problems.raise_any()
+        except DatasetError as error:
+            yield dataset, error
 
 
 def check_output_dir(folder: str) -> None:

@@ -33,11 +33,12 @@ from ..data import (
     TrainLoader,
     get_multilabel_dicts,
 )
+from ..data.problems import counted
 from ..evaluation import MultiLabelEvaluator, label_thresholds
 from ..modeling import LabelHead
 from ..modeling.test_time_augmentation import build_tta
 from .autocast import CPUAutocast
-from .checks import check_evaluation_data, check_num_classes, class_names
+from .checks import all_problems, check_evaluation_data, check_num_classes, class_names
 from .hooks import BestCheckpointer
 from .launch import lost_process
 from .steps import AMPStep, NotFiniteError, Step
@@ -62,9 +63,10 @@ class Trainer(DefaultTrainer):
             ValueError: if the number of classes of the model and of a data set differ, or the
                 evaluation data cannot be loaded.
         """
-        check_num_classes(cfg)
-        check_evaluation_data(cfg)
-        super().__init__(cfg)
+        with all_problems(cfg):
+            check_num_classes(cfg)
+            check_evaluation_data(cfg)
+            super().__init__(cfg)
         if not isinstance(self.train_loader, TrainLoader):
             raise TypeError(
                 f"{type(self).__name__}.build_train_loader must return a loader that can be "
@@ -74,7 +76,7 @@ class Trainer(DefaultTrainer):
         step = AMPStep if cfg.SOLVER.AMP.ENABLED else Step
         self._trainer = step(self.model, self.train_loader, self.optimizer)
         self._statistics = batch_norm_statistics(self.model)
-        self._resumes = self._has_state = False
+        self._resumes = self._has_state = self._is_cut_off = False
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -255,16 +257,16 @@ class Trainer(DefaultTrainer):
         except RuntimeError as error:
             if comm.get_world_size() > 1 and lost_process(error):
                 raise TrainingError(
-                    f"iteration {self.iter}: process {comm.get_rank()} has lost another process of "
-                    "this training, whose own log may tell why. Go on with --resume. "
-                    f"({type(error).__name__}: {error})"
+                    f"iteration {self.iter + self._is_cut_off}: process {comm.get_rank()} has lost "
+                    "another process of this training, whose own log may tell why. Go on with "
+                    f"--resume. ({type(error).__name__}: {error})"
                 ) from error
             raise
         finally:
             if bad_images := self.train_loader.bad_images:
                 logger.warning(
-                    "%d training images could not be used and were left out:\n%s",
-                    len(bad_images), "\n".join(bad_images.values()),
+                    "left out, because it could not be used: %s\n%s",
+                    counted(len(bad_images), "training image"), "\n".join(bad_images.values()),
                 )  # fmt: skip
 
     def run_step(self) -> None:
@@ -287,7 +289,8 @@ class Trainer(DefaultTrainer):
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         try:
             super().run_step()
-        except Exception as error:  # raised before the optimizer's step
+        except BaseException as error:  # raised before the optimizer's step
+            self._is_cut_off = True
             self.storage.latest().clear()  # of what the forward pass has put there
             self.storage.latest().update(scalars)
             if not isinstance(error, FloatingPointError):
@@ -299,8 +302,13 @@ class Trainer(DefaultTrainer):
         self.storage.put_scalar("bad_images", bad_images, smoothing_hint=False)
 
     def after_train(self) -> None:
-        """Detectron2's, with the last iteration's number also where nothing was left to train."""
+        """Detectron2's, with the number of the last iteration that is in the weights.
+
+        From it the hooks tell whether training came to its end and is to be evaluated.
+        """
         self.iter = min(self.iter, self.max_iter)
+        if self._is_cut_off and self.iter + 1 == self.max_iter:
+            self.iter -= 1
         super().after_train()
 
     def _not_finite(self, error: FloatingPointError) -> TrainingError:
@@ -309,6 +317,7 @@ class Trainer(DefaultTrainer):
         if bad_iteration > 0:
             self.iter -= 1  # the last one that is in the weights
             kept = self._keep(f"before_non_finite_{bad_iteration:07d}")
+            self.iter = bad_iteration
         if isinstance(error, NotFiniteError):  # in all processes: the first to end stops the rest
             comm.synchronize()
         last = next(iter(self.checkpointer.resumable()), "the beginning")

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data import DatasetError, ImageError
 from ..data.errors import exceeds_share
+from ..data.problems import counted
 
 
 class UnreadableImage(dict):
@@ -73,8 +74,9 @@ class CountUnreadable:
     def _check(self, found: list[str]) -> None:
         if exceeds_share(len(found), self._num_images, self._max_bad_images):
             raise DatasetError(
-                f"{len(found)} of {self._num_images} images cannot be used for evaluation, more "
-                f"than the share DATALOADER.MAX_BAD_IMAGES {self._max_bad_images}: {found[-1]}"
+                f"{len(found)} of {counted(self._num_images, 'image')} cannot be used for "
+                "evaluation, more than the share DATALOADER.MAX_BAD_IMAGES "
+                f"{self._max_bad_images}: {found[-1]}"
             )
 
 

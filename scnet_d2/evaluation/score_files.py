@@ -18,7 +18,7 @@ import numpy as np
 
 from ..data import DatasetError
 from ..data.label_table import PRESENT, UNKNOWN, label_state, read_csv
-from ..data.problems import Problems, first_ones
+from ..data.problems import Problems, counted, first_ones
 from ..outputs import replacing
 from .metrics import check_inputs, score_fault
 
@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "multilabel_scores.npz"  # of what the evaluator saves
 _ENDING = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
 # what NumPy, csv and json raise, or what reading a value of another type does
-_DAMAGED = (
-    AttributeError, EOFError, OSError, TypeError, ValueError, csv.Error, zipfile.BadZipFile
-)  # fmt: skip
+_DAMAGED = (AttributeError, OSError, TypeError, ValueError, csv.Error)
 
 
 class ScoreFileError(ValueError):
@@ -99,12 +97,18 @@ def read_scores(
         raise  # which names its file and line
     except KeyError as error:
         raise ScoreFileError(f"{path}: no {error}") from error
+    except (EOFError, zipfile.BadZipFile) as error:
+        raise ScoreFileError(
+            f"{path}: not a whole file ({error}): copy it again, or evaluate again"
+        ) from error
     except _DAMAGED as error:
         raise ScoreFileError(f"{path}: {error}") from error
     count = 0 if table.unreadable is None else np.count_nonzero(table.unreadable)
     if count:
         logger.warning(
-            "%s: %d images could not be read when it was made; they score 0", path, count
+            "%s: %s could not be read when it was made; the score is 0",
+            path,
+            counted(count, "image"),
         )
     return table
 
@@ -144,8 +148,8 @@ def _check(table: ScoreTable) -> None:
         ids = shape[:1] if table.image_ids is None else (len(table.image_ids),)
         if (*ids, len(table.class_names)) != shape:
             raise ValueError(
-                f"has {ids[0]} image ids and {len(table.class_names)} class names for scores of "
-                f"shape {shape}"
+                f"has {counted(ids[0], 'image id')} and {len(table.class_names)} class "
+                f"names for scores of shape {shape}"
             )
         _check_scores(table)
     check_inputs(table.scores, table.labels, table.ignored)
@@ -202,7 +206,7 @@ def _read_csv(path: Path, labels_path: str | os.PathLike | None) -> ScoreTable:
         scores, labels = _by_stem(scores, labels), _by_stem(labels, scores)
     if different := sorted(scores.keys() ^ labels.keys()):
         raise ValueError(
-            f"{len(different):,} images are in only one of it and {labels_path}: image "
+            f"{counted(len(different), 'image')} in only one of it and {labels_path}: "
             f"{first_ones(different)}"
         )
     columns = [labels_header.index(name) for name in header]

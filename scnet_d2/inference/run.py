@@ -20,7 +20,7 @@ from ..config import (
     load_config,
     use_available_device,
 )
-from ..data.problems import check_class_names
+from ..data.problems import check_class_names, counted
 
 CONFIG, CARD, THRESHOLDS = "config.yaml", "README.md", "thresholds.json"
 # What train_net.py leaves in a run's folder, and what a model folder has.
@@ -142,7 +142,8 @@ def class_names(cfg: CfgNode) -> list[str]:
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") or []
     if len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise ValueError(
-            f"{len(names)} class names for {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes: use the "
+            f"{counted(len(names), 'class name')} for a model of "
+            f"{counted(cfg.MODEL.ROI_HEADS.NUM_CLASSES, 'class')}: use the "
             "config.yaml of the training run, or set DATASETS.CLASS_NAMES"
         )
     check_class_names(names, "DATASETS.CLASS_NAMES")

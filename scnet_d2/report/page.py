@@ -140,10 +140,13 @@ def load_run(run_dir: str | Path, dataset: str | None = None) -> SavedRun:
             one that has.
 
     Raises:
-        FileNotFoundError: no scores, or none of ``dataset``.
+        FileNotFoundError: no folder, no scores, or none of ``dataset``.
         ValueError: several data sets to choose from.
     """
     run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        what = "is a file" if run_dir.exists() else "does not exist"
+        raise FileNotFoundError(f"{run_dir} {what}: give the folder of a run, its OUTPUT_DIR")
     config_file = run_dir / "config.yaml"
     config = read_run_config(config_file) if config_file.exists() else {}
     dataset = dataset or _choose_dataset(run_dir, config)

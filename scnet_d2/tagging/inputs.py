@@ -150,6 +150,8 @@ def _matches(argument: str) -> list[str]:
         return [argument]
     if "://" in argument:
         return [argument]
+    if "," in argument and all(map(os.path.exists, argument.split(","))):
+        raise ValueError(f"{argument}: separate files with spaces, not commas")
     if not glob.has_magic(argument):
         if os.path.splitext(argument)[1].lower() not in IMAGE_SUFFIXES:
             raise ValueError(

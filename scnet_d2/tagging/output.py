@@ -74,14 +74,19 @@ class TagOutput:
             ) from error
         try:
             self._check_settings()
+            self._is_new = not self.lines.exists()
             self._file = self.lines.open("a+b")
         except BaseException:
             self._lock.close()
             raise
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
         self._file.close()
+        if kind is not None and _size(self.lines) == 0:  # nothing was done: nothing is left behind
+            self._settings_file.unlink(missing_ok=True)
+            if self._is_new:
+                self.lines.unlink(missing_ok=True)
         self._lock.close()
 
     def finished(self, *, without_failed: bool = False) -> Iterator[dict]:

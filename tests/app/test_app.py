@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -242,6 +243,18 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 
 def test_the_page_is_for_this_machine_alone_unless_asked(app):
     assert get_parser().parse_args(["app", "--model", "x"]).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "http://localhost"])
+def test_an_address_that_cannot_be_served_on_is_named_before_the_model_is_loaded(app, host):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"on {host}, port {port} \(.*: choose another --port"
+        ):
+            app.serve(SimpleNamespace(host=host, port=port))
+    app.require_free("127.0.0.1", port)
+    app.require_free("0.0.0.0", None)
 
 
 @pytest.fixture(scope="module")

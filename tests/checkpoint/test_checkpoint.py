@@ -286,11 +286,28 @@ def test_converted_torchvision_weights_give_torchvisions_features(
         torch.testing.assert_close(features[f"res{i + 1}"], x, atol=1e-4, rtol=1e-4)
 
 
+def test_converter_takes_what_training_programs_write(tmp_path, capsys):
+    names = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save({"state_dict": {f"module.{n}": x for n, x in names.items()}}, tmp_path / "in.pth")
+    assert main(["convert", str(tmp_path / "in.pth"), "--output", str(tmp_path / "y.pkl")]) == 0
+    assert "DEPTH: 18" in capsys.readouterr().out
+    assert "res5.1.conv2.weight" in read_checkpoint(str(tmp_path / "y.pkl"))["model"]
+
+
+def test_converter_asks_for_the_file_of_an_address(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "https://there.org/r.pth", "--output", "y.pkl"])
+    assert "is an address: download the file" in capsys.readouterr().err
+
+
 def test_converter_refuses_other_networks(tmp_path, capsys):
     torch.save({"layer1.0.conv1.weight": torch.ones(1), "cls_token": torch.ones(1)}, tmp_path / "x")
     with pytest.raises(SystemExit):
         main(["convert", str(tmp_path / "x"), "--output", str(tmp_path / "y.pkl")])
-    assert "x: 'cls_token' is no tensor of torchvision's ResNet" in capsys.readouterr().err
+    assert (
+        "x: 'cls_token' is no tensor of torchvision's ResNet or ResNeXt; files of Detectron a"
+        in (capsys.readouterr().err)
+    )
     assert not (tmp_path / "y.pkl").exists()
 
 

@@ -6,7 +6,7 @@ from scnet_d2.cli import analyze
 from scnet_d2.cli.analyze import FASTER_RCNN, Cost
 
 import pytest
-from conftest import small_config
+from conftest import scnet, small_config
 
 BOXES = 10
 TRUNK = 64 * 7 * 7 * 32 + 32 * 32  # 64 channels pooled to 7 x 7, two dense layers of 32
@@ -61,3 +61,15 @@ def test_training_counts_the_sampled_boxes_in_the_heads_alone():
     cost = Cost(1, 8, 6)
     found = analyze.training({"FPN": cost, "object head": cost}, cfg)
     assert found == {"FPN": cost, "object head": Cost(1, 4, 3)}
+
+
+def test_a_model_without_the_counted_parts_is_refused(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("MODEL: {META_ARCHITECTURE: ImageLabeler}\nVERSION: 2\n")
+    assert scnet("analyze", "--config-file", tmp_path / "c.yaml") == 2
+    assert "c.yaml: MODEL.META_ARCHITECTURE is ImageLabeler; the p" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--sizes", "--gpu-tflops", "--utilisation"])
+def test_numbers_that_are_no_sizes_or_speeds_are_refused(option, capsys):
+    assert scnet("analyze", "--config-file", "c", option, "0") == 2
+    assert f"argument {option}: 0 is not from" in capsys.readouterr().err

@@ -42,6 +42,7 @@ def test_whole_data_pass_with_a_histogram(capsys, data, how):
     found, printed = problems(capsys, data + how)
     assert not found
     assert "3 images, 3 with a label, 2 classes" in printed
+    assert "1 data set, 0 problems" in printed
     assert "cat 2 ####" in printed
 
 
@@ -70,6 +71,30 @@ def test_a_file_that_is_not_there_is_named(capsys, data, tmp_path):
     (found,), _ = problems(capsys, data)
     assert "1.png' does not exist; correct the name" in found
     assert "archive" not in found  # nobody has one of their own images
+
+
+def test_images_of_ones_own_in_the_place_of_published_ones_have_no_archive(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    folders = [tmp_path / "VOC2007" / f for f in ("Annotations", "ImageSets/Main", "JPEGImages")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for image, expected in (("000012", True), ("kitchen", False)):
+        size = "<size><width>8</width><height>6</height></size>"
+        (folders[0] / f"{image}.xml").write_text(f"<annotation>{size}</annotation>")
+        (folders[1] / "train.txt").write_text(image)
+        found, printed = problems(capsys, ["voc_2007_train_multilabel"])
+        assert any(f"{image}.jpg' does not exist; correct the name, or" in line for line in found)
+        assert ("get the archive again" in "".join(found)) == expected
+        assert ("get the archive again" in printed.partition("problem:")[0]) == expected
+
+
+def test_a_whole_image_system_has_no_use_for_boxes(capsys, data, annotate, tmp_path):
+    annotate({"iscrowd": 1})
+    labeler = "MODEL: {META_ARCHITECTURE: ImageLabeler}\nVERSION: 2\n"
+    (tmp_path / "c.yaml").write_text(labeler)
+    assert not problems(capsys, [*data, "--config-file", str(tmp_path / "c.yaml")])[0]
 
 
 def test_a_truncated_image_is_found_by_decoding_it(capsys, data, tmp_path):
@@ -230,7 +255,8 @@ def test_an_unknown_name_is_a_problem(capsys):
 def test_counts_are_compared_with_the_published_ones(monkeypatch, labelled, expected):
     monkeypatch.setattr(check, "IMAGES", {"toys": 3})
     monkeypatch.setattr(check, "ANNOTATED", {"toys": 2})
-    records = [{"image_labels": [0] * (i < labelled), "ignored_labels": []} for i in range(3)]
+    record = {"file_name": "a.jpg", "ignored_labels": []}
+    records = [record | {"image_labels": [0] * (i < labelled)} for i in range(3)]
     assert len(list(check.wrong_counts("toys", records))) == expected
     assert len(list(check.wrong_counts("toys", records[:2]))) == 1 + expected
 

@@ -65,6 +65,34 @@ def test_unknown_options_are_named_by_their_own_command(capsys):
     assert "scnet scores: error: unrecognized arguments: --no-such" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "demo --input photos --model m --output o",
+            "--input; images stand without an option",
+        ),
+        ("demo photos --conf 0.5 --output o", "least score of a label is --threshold"),
+        ("app --model m --port 99999", "argument --port: 99999 is not from 1 to 65535"),
+        ("demo photos --modle m --output o", "--modle; did you mean --model?"),
+        (
+            "demo photos --confidence-threshold 0.5 --output o",
+            "least score of a label is --threshold",
+        ),
+        ("train --eval-only --config-file c", "--eval-only; evaluate with scnet eval"),
+        ("demo photos --output o --webcam", "unrecognized arguments: --webcam\n"),
+        (
+            "export --model m --format onnx --output o A.B 1",
+            "A.B 1; config keys stand after",
+        ),
+    ],
+)
+def test_an_option_of_another_name_is_given_its_name_here(command, message, tmp_path, capsys):
+    command = command.replace("--output o", f"--output {tmp_path / 'o'}")
+    assert scnet(*command.split()) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_options_that_set_a_key_come_before_those_of_opts():
     parse = arguments.get_parser().parse_args
     args = parse(["train", "--config-file", "c", "--output", "o", "--device", "cpu", "A", "1"])

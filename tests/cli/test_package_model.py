@@ -165,6 +165,10 @@ def test_nothing_is_written_over_and_what_scores_otherwise_is_not_kept(
     assert scnet(*PACKAGE, run, "--output", tmp_path / "out") == 1
     assert re.search("Not kept: .*; use --dtype float32", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "score_differences", lambda *_: [float("nan")])
+        assert scnet(*PACKAGE, run, "--output", tmp_path / "out") == 1
+    assert "nan, more than 0; the weights may be of a training that di" in capsys.readouterr().err
     assert scnet(*PACKAGE, run, "--output", tmp_path / "out", "--dtype", "float32") == 0
     assert "differ by 0.0e+00 from the run's (median), 0.0e+00 (most)" in capsys.readouterr().out
 

@@ -30,6 +30,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 SIZE = {"height": 40, "width": 60}
 # Ids are neither ordered nor contiguous: 3 -> 0 "cup", 7 -> 1 "dog", 20 -> 2 "cat".
@@ -149,7 +150,7 @@ def test_unusable_box_is_dropped_with_one_warning_and_its_label_stays(load, capl
     assert [a["category_id"] for a in record["annotations"]] == [2, 2]
     assert record["annotations_without_box"] == [{"category_id": 0, "iscrowd": 0}]
     assert record["image_labels"] == [0, 2]
-    assert [r.message for r in caplog.records if "small: 1 boxes" in r.message]
+    assert [r.message for r in caplog.records if "small: left out 1 box," in r.message]
 
 
 def test_box_is_clipped_to_the_image(load):
@@ -199,6 +200,16 @@ def test_training_names_absent_files_and_absent_boxes_together(load, tmp_path):
     shown = ", ".join(repr(str(tmp_path / f"{i}.png")) for i in (4, 5, 9))
     assert f"3 of its 3 image files do not exist, first {shown}; correct" in files
     assert "no annotations in 3 images: no training boxes" in boxes
+
+
+def test_a_whole_image_system_needs_a_label_and_no_box(load):
+    labeler = "MODEL.META_ARCHITECTURE", "ImageLabeler", "DATALOADER.MAX_BAD_IMAGES", 1.0
+    cfg = small_config("DATASETS.TRAIN", ("small",), *labeler)
+    load({**SMALL, "annotations": [{**a, "bbox": [1, 1, 0, 5]} for a in CROWDS]})
+    assert [r["image_labels"] for r in get_training_dicts(cfg)] == [[1], [], [0, 2]]
+    cfg.DATASETS.CROWD_LABELS = "ignored"
+    with pytest.raises(DatasetError, match=r"small: no label in 3 images: nothing .*CROWD_"):
+        get_training_dicts(cfg)
 
 
 def test_training_with_one_box_is_not_refused(load):
@@ -285,7 +296,7 @@ def with_first_id(section, value):
         (edited("categories", 1, id="cup"), "category 'cup' has the id 'cup', a text; write a who"),
         (
             edited("annotations", 2, bbox=None),
-            r"annotations\[2\] lacks a valid bbox \(its id is 3; bbox is None, null, not a.* masks",
+            r"annotations\[2\] lacks a valid bbox \(its id is 3; bbox is None, null, .* or mask",
         ),
         (
             edited("images", 1, width=None),
@@ -321,7 +332,7 @@ def test_all_problems_are_counted_by_kind_and_the_first_three_shown(load, tmp_pa
     with pytest.raises(DatasetError) as error:
         load(content)
     title, *lines = str(error.value).splitlines()
-    assert title == f"{tmp_path / 'small.json'}: 12 problems of 6 kinds:"
+    assert title == f"{tmp_path / 'small.json'}: 13 problems of 7 kinds:"
     assert lines[0].startswith("- images[3] lacks a valid file_name (its id is 6; file_name is 7,")
     assert lines[1] == "- id 1 occurs twice in 'annotations'; make the ids in 'annotations' unique"
     assert lines[2].startswith("- category 'eel' has the id 'x', a text; write a whole number")
@@ -334,6 +345,7 @@ def test_all_problems_are_counted_by_kind_and_the_first_three_shown(load, tmp_pa
         "not [x, y, width, height] in pixels | …; correct the boxes",
     ]
     assert lines[5].startswith("- image 7: '../a' leads out of")
+    assert lines[6].startswith("- annotation 1 of image 5 marks nothing (bbox [0, 0, 0, 0] or")
     assert error.value.problems == [f"{tmp_path / 'small.json'}: {line[2:]}" for line in lines]
 
 
@@ -353,7 +365,49 @@ TRIANGLES = [[5, 6, 15, 6, 5, 18], [7, 8, 21.5, 8, 7, 9]]  # 5 to 21.5 and 6 to 
 def test_annotation_without_a_bbox_has_the_box_of_its_polygons(load, caplog, bbox):
     record = load(edited("annotations", 1, bbox=bbox, segmentation=TRIANGLES))[2]
     assert record["annotations"][1]["bbox"] == [5, 6, 21.5, 18]
-    assert "1 annotations have no bbox; the boxes of their polygons are used" in caplog.text
+    assert "1 annotation without bbox; the boxes of polygons and masks are used" in caplog.text
+
+
+MASK = np.zeros((40, 60), np.uint8)
+MASK[6:18, 5:20] = 1  # rows 6 to 17, columns 5 to 19
+COLUMN = [12, 28]  # of 40 pixels, 12 marked
+COUNTS = [5 * 40 + 6, *(COLUMN * 15)[:-1], 40 * 60 - 20 * 40 + 22]
+COMPRESSED = coco_mask.encode(np.asfortranarray(MASK))["counts"].decode()
+
+
+@pytest.mark.parametrize("counts", [COUNTS, COMPRESSED], ids=["list", "compressed"])
+def test_annotation_without_a_bbox_has_the_box_of_its_mask(load, caplog, counts):
+    mask = {"counts": counts, "size": [40, 60]}
+    record = load(edited("annotations", 1, bbox=KeyError, segmentation=mask))[2]
+    assert record["annotations"][1]["bbox"] == [5, 6, 20, 18]
+    assert "1 annotation without bbox; the boxes of polygons and masks are used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"counts": [1, 2], "size": [40, 60]},
+        {"counts": "o", "size": [40, 60]},
+        {"counts": "\xe4", "size": [40, 60]},
+        {"counts": COUNTS, "size": [0, 60]},
+        {"counts": COMPRESSED, "size": [20, 20]},
+        {"counts": COUNTS},
+        {},
+    ],
+    ids=str,
+)
+def test_broken_mask_gives_no_box(load, mask):
+    with pytest.raises(DatasetError, match=r"annotations\[1\] lacks a valid bbox .* polygon or"):
+        load(edited("annotations", 1, bbox=KeyError, segmentation=mask))
+
+
+def test_annotations_that_mark_nothing_are_listed_beside_other_problems(load):
+    content = edited("annotations", 1, bbox=[0, 0, 0, 0])
+    content["annotations"][2]["category_id"] = 99
+    with pytest.raises(DatasetError) as error:
+        load(content)
+    assert "category_id 99 is not in 'categories'" in error.value.problems[0]
+    assert "annotation 2 of image 9 marks nothing" in error.value.problems[1]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +418,7 @@ def test_annotation_that_marks_nothing_is_named_and_no_label(load, caplog, value
     assert record["image_labels"] == [2]
     assert record["empty_annotations"] == [2]
     assert not record["annotations_without_box"]
-    assert "1 annotations mark nothing" in caplog.text
+    assert "1 annotation marks nothing" in caplog.text
     assert "first annotation 2 of image 9 ('" in caplog.text
 
 
@@ -377,7 +431,7 @@ def test_size_that_the_json_does_not_give_is_read_from_the_image(load, tmp_path,
     Image.new("RGB", (33, 22)).save(tmp_path / "4.png")
     record = load(edited("images", 1, width=KeyError, height=KeyError))[0]
     assert (record["width"], record["height"]) == (33, 22)
-    assert "1 images have no width and height" in caplog.text
+    assert "1 image without width and height" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -571,7 +625,7 @@ def test_root_is_read_when_loading(tmp_path, monkeypatch):
 def test_other_categories_under_a_coco_name_are_refused(tmp_path, monkeypatch):
     write_coco(tmp_path, "train2014", [{"id": 90, "name": "shelf"}])
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(DatasetError, match="its 1 categories are not the 80") as error:
+    with pytest.raises(DatasetError, match=r"it has 1 category and data set '.*' has 80") as error:
         DatasetCatalog.get("coco_2014_train_multilabel")
     assert "class 0 is 'shelf' here and 'person' there" in str(error.value)
     assert "write the same categories into all files" in str(error.value)

@@ -84,7 +84,7 @@ def test_images_without_a_label_are_dropped_where_the_policy_says_so(load):
     ("name", "text", "message"),
     [
         ("a.csv", MARKED.replace(",,", ",2,"), r"a\.csv: line 3: image 'b\.jpg', class 'cat': '2'"),
-        ("a.csv", MARKED + "d.jpg,1\n", r"line 5: image d\.jpg has 1 cells for the 2 columns cat"),
+        ("a.csv", MARKED + "d.jpg,1\n", r"line 5: image d\.jpg has 1 cell, not 2, of cat, dog"),
         ("a.csv", MARKED + "a.jpg,1,0\n", r"line 5: image a\.jpg comes twice, first in line 2"),
         ("a.csv", MARKED.replace("dog", "cat"), "more than one column of a name"),
         ("a.csv", MARKED.replace("dog", " "), "class name '' is empty"),
@@ -99,6 +99,9 @@ def test_images_without_a_label_are_dropped_where_the_policy_says_so(load):
         ("a.jsonl", '{"file": "a.jpg"}\n', "line 1: .* is no object with the name of a file"),
         ("a.jsonl", "[1]\n{]\n", "line 2: no JSON"),
         ("a.jsonl", '{"file": "a.jpg", "labels": [1]}\n', r"line 1: .* labels is \[1\], no list"),
+        ("a.jsonl", '{"file": "a.jpg", "labels": [1, 0]}\n', r"\[1, 0\], no .* a key\) for each"),
+        ("a.csv", 'file,labels\na.jpg,"[1, 0]"\n', r"line 2: .*'\[1, 0\]', no .* a column \(in J"),
+        ("a.csv", "file,labels\na.jpg,1;0\n", r"only 0 and 1, which .* \(in JSON"),
         (
             "a.jsonl",
             '{"file": "a.jpg", "cat": 1}\n{"file": "b.jpg", "dog": 1}\n',
@@ -109,6 +112,12 @@ def test_images_without_a_label_are_dropped_where_the_policy_says_so(load):
 def test_a_faulty_table_is_named_with_line_and_value(load, name, text, message):
     with pytest.raises(DatasetError, match=message):
         load(name, text)
+
+
+def test_a_list_that_python_wrote_into_a_cell_is_read_as_one(load):
+    records = load("a.csv", """file,labels\na.jpg,"['cat', 'dog']"\nb.jpg,"['dog']"\n""")
+    assert [r["image_labels"] for r in records] == [[0, 1], [1]]
+    assert MetadataCatalog.get("table").thing_classes == ["cat", "dog"]
 
 
 def test_all_problems_of_a_table_are_collected_and_counted(load):
@@ -168,5 +177,5 @@ def test_images_with_boxes_and_images_with_labels_alone_train_together(both):
 
 def test_labels_alone_are_refused_where_the_model_learns_from_boxes_alone(both):
     cfg = small_config("DATASETS.TRAIN", both)
-    with pytest.raises(DatasetError, match=r"table, boxed: 3 training images have labels and no b"):
+    with pytest.raises(DatasetError, match=r"table, boxed: 3 training images with labels and no b"):
         get_training_dicts(cfg)

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from scnet_d2.data import DatasetError, LabelPolicy, get_multilabel_dicts
+from scnet_d2.data.catalog import get_training_dicts
 
 import pytest
 import torch
-from conftest import REAL_ROOT, needs_voc
+from conftest import REAL_ROOT, needs_voc, small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
@@ -114,7 +115,7 @@ def test_unusable_boxes_are_dropped_and_their_labels_stay(voc, caplog):
         (record,) = DatasetCatalog.get(NAME)
     assert [a["bbox"] for a in record["annotations"]] == [[0, 0, 60, 9]]
     assert record["image_labels"] == [COW, DOG]
-    assert [r.message for r in caplog.records if f"{NAME}: 6 boxes" in r.message]
+    assert [r.message for r in caplog.records if f"{NAME}: left out 6 boxes," in r.message]
 
 
 def test_box_from_a_pixel_to_itself_is_one_pixel(voc):
@@ -265,7 +266,7 @@ def test_object_of_four_zeros_is_named_and_no_label(voc, caplog):
     (record,) = DatasetCatalog.get(NAME)
     assert record["image_labels"] == [DOG]
     assert record["empty_annotations"] == [2]
-    assert "1 objects have a box of four zeros" in caplog.text
+    assert "1 object with a box of four zeros, which marks nothing" in caplog.text
     assert "first object 2 of image a;" in caplog.text
 
 
@@ -311,12 +312,14 @@ def test_list_with_blank_lines_byte_order_mark_or_states_is_read(voc, listed):
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        (b"a b c\n", "line 1 is 'a b c', not one image id"),
-        (b"a\na 2\n", "line 2 is 'a 2', not one image id"),
-        (b"a\n# comment\n", "line 2 is '# comment', not one image id"),
+        (b"a b c\n", r"line 1 is 'a b c', and '.*/a b c\.xml' does not exist; add .* one image id"),
+        (b"a\na 2\n", r"train\.txt: line 2 is 'a 2', and '.*Annotations/a 2\.xml' does not exist"),
+        (b"a\nb -1\n", r"line 2 is 'b -1', and '.*Annotations/b\.xml' does not exist"),
+        (b"a\nb\n", r"line 2 is 'b', and '.*Annotations/b\.xml' does not exist; add the xml file"),
+        (b"a\n# comment\n", r"line 2 is '# comment', and '.*/# comment\.xml' does not exist"),
         ("a\n".encode("utf-16"), "not UTF-8"),
         (b"a\n\xe4\n", "not UTF-8"),
-        (b"a\0\n", "embedded null byte"),
+        (b"a\0\n", r"line 1 is 'a\\x00', and"),
         (b"a\nx.jpg\n", "line 2 is 'x.jpg', the name of a file; write .* without '.jpg'"),
         (b"x.JPEG\n", "line 1 is 'x.JPEG', the name of a file; write .* without '.JPEG'"),
     ],
@@ -328,11 +331,24 @@ def test_list_with_other_content_is_refused(voc, listed, message):
         DatasetCatalog.get(NAME)
 
 
-def test_absent_annotation_file_is_named(voc):
-    write(voc, a=SIZE)
-    (voc / "ImageSets/Main/train.txt").write_text("b\n")
-    with pytest.raises(DatasetError, match=r"image b\.jpg .*correct or restore"):
+def test_objects_that_mark_nothing_are_listed_beside_other_problems(voc):
+    write(voc, a=SIZE + obj("cow", (0, 0, 0, 0)) + obj("kitten"))
+    with pytest.raises(DatasetError) as error:
         DatasetCatalog.get(NAME)
+    assert "class 'kitten' is not one of the 20" in error.value.problems[0]
+    assert "object 1 of image a marks nothing (four zeros in <bndbox>)" in error.value.problems[1]
+
+
+def test_training_without_a_box_is_refused_in_the_words_of_voc(voc):
+    write(voc, a=SIZE + obj("dog", (9, 9, 5, 20)) + obj("cow", (0, 0, 0, 0)))
+    Image.new("RGB", (60, 40)).save(voc / "JPEGImages/a.jpg")
+    message = "2 of 2 objects without a usable box: no training boxes; correct <bndbox> in the xml"
+    with pytest.raises(DatasetError, match=message):
+        get_training_dicts(small_config("DATASETS.TRAIN", (NAME,)))
+    write(voc, a=SIZE + obj("dog", difficult=1))
+    absent = "DATASETS.DIFFICULT_LABELS", "absent"
+    with pytest.raises(DatasetError, match="DIFFICULT_LABELS absent leaves difficult ones out"):
+        get_training_dicts(small_config("DATASETS.TRAIN", (NAME,), *absent))
 
 
 # &c; of ten times &l8;, of ten times &l7;, ...: 10^10 characters

@@ -1,14 +1,18 @@
 """Checks before hours of training: numbers of classes, and evaluation on images trained on."""
 
+import json
 import logging
 
 from scnet_d2 import ConfigError
-from scnet_d2.data import DatasetError
+from scnet_d2.data import DatasetError, register_coco_multilabel
 from scnet_d2.data.context_scenes import CLASSES
 from scnet_d2.engine import (
+    Trainer,
+    all_problems,
     check_evaluation_data,
     check_num_classes,
     check_output_dir,
+    class_names,
     warn_of_leaks,
 )
 
@@ -88,6 +92,38 @@ def test_absent_evaluation_data_stop_before_training(name, tmp_path, monkeypatch
         check_evaluation_data(small_config("DATASETS.VAL", (), "DATASETS.TEST", (name,)))
 
 
+def test_the_problems_of_all_data_sets_are_told_before_training_or_evaluation(tmp_path):
+    image = {"id": 1, "file_name": "1.png", "width": 8, "height": 6}
+    box = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [0, 0, 4, 4]}
+    content = {"images": [image], "categories": [{"id": 1, "name": "cat"}]}
+    names = [f"{tmp_path.name}_{part}" for part in ("train", "val", "test")]
+    for name, boxes in zip(names, ([], [{**box, "category_id": 1}], [box]), strict=True):
+        (tmp_path / name).write_text(json.dumps(content | {"annotations": boxes}))
+        register_coco_multilabel(name, tmp_path / name, tmp_path)
+    cfg = small_config("DATASETS.TRAIN", names[:1], "MODEL.ROI_HEADS.NUM_CLASSES", 1)
+    cfg.DATASETS.VAL = names[1:2]
+    cfg.DATASETS.TEST = names[2:]
+    with pytest.raises(DatasetError, match=r"^3 data sets with problems:") as error:
+        Trainer(cfg)
+    train, boxes, val, test = error.value.problems
+    assert f"{names[0]}: 1 of its 1 image file does not exist" in train
+    assert f"{names[0]}: no annotations in 1 image: no training boxes" in boxes
+    assert f"{names[1]}: 1 of its 1 image file does not exist" in val
+    assert "annotation 1: category_id 5 is not in 'categories'" in test
+    assert all(line in str(error.value) for line in (val, test))
+    with (
+        pytest.raises(DatasetError, match=r"^\S*test: annotation 1: category_id 5"),
+        all_problems(cfg, eval_only=True),
+    ):
+        check_num_classes(cfg, eval_only=True)
+
+
+def test_an_unknown_data_set_is_told_beside_the_problems_of_others(cats):
+    cfg = small_config("DATASETS.TRAIN", (cats, "nowhere"))
+    with pytest.raises(DatasetError, match="there is no data set 'nowhere'"), all_problems(cfg):
+        class_names("nowhere")
+
+
 def test_three_disagreeing_numbers_of_classes_are_named():
     cfg = small_config("MODEL.ROI_HEADS.NUM_CLASSES", 5, "DATASETS.CLASS_NAMES", ["cat", "dog"])
     with pytest.raises(ValueError, match=r"context_scenes_train has 14 .* model 5; .* has 2\."):
@@ -109,7 +145,8 @@ def cats():
 )
 def test_a_second_data_set_with_fewer_categories_is_the_one_to_correct(cats, names, eval_only):
     cfg = small_config("DATASETS.TEST", (cats,), "DATASETS.VAL", (), "DATASETS.CLASS_NAMES", names)
-    message = f"{cats} has 1 classes, .* and the model have 14: write the same categories into all"
+    remedy = "a model is evaluated on the classes" if eval_only else "write the same categories"
+    message = f"{cats} has 1 class, .* and the model have 14: {remedy}"
     with pytest.raises(ValueError, match=message):
         check_num_classes(cfg, eval_only=eval_only)
 

@@ -4,7 +4,8 @@ import json
 import re
 
 from scnet_d2.checkpoint import read_checkpoint
-from scnet_d2.engine import TrainingError
+from scnet_d2.data import DatasetError
+from scnet_d2.engine import Trainer, TrainingError
 from scnet_d2.engine.steps import RPNCheck
 
 import pytest
@@ -149,6 +150,18 @@ def test_metrics_json_has_no_row_of_an_iteration_that_was_not_trained(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [2]
     assert {"pixels", "total_loss", "bad_images", "lr"} <= rows[0].keys()
+
+
+def test_a_fault_in_the_last_iteration_leaves_no_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {"multilabel": {"mAP": 50.0}}))
+    with pytest.raises(DatasetError):
+        tiny_trainer(tmp_path, unreadable=[7]).train()  # of iteration 3
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [2]
+    assert not any("mAP" in key for key in rows[0])
+    tiny_trainer(tmp_path, resume=True).train()
+    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    assert (last["iteration"], last["multilabel/mAP"]) == (4, 50.0)
 
 
 def test_an_rpn_whose_predictions_are_not_finite_lets_the_forward_pass_go_to_its_end():

@@ -436,7 +436,7 @@ def test_bad_images_are_left_out_and_counted_up_to_the_share_of_a_key(
         return
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert f"{bad} training images could not be used and were left out" in caplog.text
+    assert f"left out, because it could not be used: {bad} training image" in caplog.text
     assert "000001.png" in caplog.text
     last = json.loads((tmp_path / "run" / "metrics.json").read_text().splitlines()[-1])
     assert last["bad_images"] == bad

@@ -32,7 +32,7 @@ def assert_same(table, expected):
 def test_what_is_written_comes_back_without_pickle(tmp_path, ids, caplog):
     write_scores(tmp_path / "a.npz", make_table(ids))
     assert_same(read_scores(tmp_path / "a.npz"), make_table(ids))
-    assert "a.npz: 1 images could not be read" in caplog.text
+    assert "a.npz: 1 image could not be read" in caplog.text
 
 
 def test_ids_that_are_no_64_bit_integers_become_text(tmp_path):
@@ -66,7 +66,7 @@ def test_some_classes_are_taken_out_in_the_order_asked_for():
         ({"scores": SCORES * np.nan}, "image 7, class a: the score is nan, not a number"),
         ({"class_names": ["cat"]}, "2 image ids and 1 class names"),
         ({"image_ids": [7, 7]}, "image 7 comes twice"),
-        ({"image_ids": [7]}, "has 1 image ids"),
+        ({"image_ids": [7]}, "has 1 image id and 3 class names"),
     ],
 )
 def test_a_table_that_contradicts_itself_is_refused(tmp_path, change, message):

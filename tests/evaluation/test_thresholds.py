@@ -234,5 +234,12 @@ def test_tools_tune_on_one_file_and_evaluate_another(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[file]["OF1"] == 100
 
 
+def test_the_threshold_of_a_class_that_no_image_has_is_named(tmp_path, capsys):
+    labels = np.array([[1, 0], [0, 0]], dtype=bool)
+    np.savez(tmp_path / "a.npz", scores=0.3 + 0.4 * labels, labels=labels, class_names=["a", "b"])
+    assert scnet("tune", tmp_path / "a.npz", "--output", tmp_path / "t.json") == 0
+    assert "1 class of no image, b: nothing to tune on, 0.5 is kept" in capsys.readouterr().out
+
+
 def values(metrics):
     return [f"{metrics[key]:.2f}" for key in ("CF1", "CF1_mean", "OF1")]

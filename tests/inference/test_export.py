@@ -1,6 +1,7 @@
 """Exported files against SCNet itself, on images of other sizes than the traced one."""
 
 import functools
+import math
 import re
 import sys
 from argparse import Namespace
@@ -10,7 +11,7 @@ from scnet_d2.cli import export as program
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, render_scene
 from scnet_d2.inference import SCNetPredictor, describe_labels
 from scnet_d2.inference import export as formats
-from scnet_d2.inference.export import Outputs, output_difference, pytorch_run
+from scnet_d2.inference.export import Difference, Outputs, output_difference, pytorch_run
 from scnet_d2.modeling import LabelAggregator
 
 import cv2
@@ -260,6 +261,19 @@ def test_the_program_prints_differences_and_keeps_a_file_from_being_lost(tmp_pat
     assert "Not kept: image scores differ" in capsys.readouterr().err
     assert output.stat() == before
     assert set(tmp_path.iterdir()) == files
+
+
+def test_scores_that_are_no_numbers_are_called_so():
+    row = ("a.jpg", "8 x 8", Difference(math.nan, 1, 1, 0, 0, 0))
+    with pytest.raises(program.NotEqualError, match=r"scores are nan: the weights may .* diverged"):
+        program.require_equal([row], 1e-4)
+
+
+def test_a_folder_stands_for_the_photographs_in_it(tmp_path):
+    for name in ("b.png", "a.png"):
+        cv2.imwrite(str(tmp_path / name), scene((30, 40)))
+    (tmp_path / "notes.txt").touch()
+    assert [n for n, _ in program.check_images([str(tmp_path)], "BGR")] == ["a.png", "b.png"]
 
 
 def test_safetensors_under_another_name_is_refused(capsys):

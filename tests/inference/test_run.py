@@ -42,7 +42,10 @@ def test_weights_that_are_named_come_first(folder):
     [
         (["MODEL.WEIGHTS", ""], r"config\.yaml: MODEL\.WEIGHTS is empty"),
         ([], r"weights 'imagenet\.pkl' do not exist: set MODEL\.WEIGHTS"),
-        (["MODEL.WEIGHTS", "{}/other.pth", "DATASETS.CLASS_NAMES", "('a',)"], "1 class names for"),
+        (
+            ["MODEL.WEIGHTS", "{}/other.pth", "DATASETS.CLASS_NAMES", "('a',)"],
+            "1 class name for a",
+        ),
     ],
 )
 def test_a_run_that_cannot_predict_is_refused(folder, opts, message):

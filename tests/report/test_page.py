@@ -385,3 +385,16 @@ def test_two_shares_give_the_evidence_of_one(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(comm, "is_main_process", lambda: True)
     evaluate(tmp_path / "two", [0, 2])
     assert saved_evidence(tmp_path / "two") == saved_evidence(tmp_path / "one")
+
+
+def test_what_is_no_folder_of_a_run_is_named(tmp_path, capsys):
+    (tmp_path / "model_final.pth").touch()
+    assert scnet("report", tmp_path / "model_final.pth") == 2
+    assert "model_final.pth is a file: give the folder of a run" in capsys.readouterr().err
+    assert scnet("report", tmp_path / "none") == 2
+    assert "none does not exist: give the folder of a run" in capsys.readouterr().err
+
+
+def test_a_page_that_browsers_would_not_open_is_refused(tmp_path, capsys):
+    assert scnet("report", tmp_path, "--output", tmp_path / "report") == 2
+    assert "name a file that ends in .html" in capsys.readouterr().err

@@ -279,6 +279,12 @@ def test_a_mistyped_folder_is_refused_and_leaves_no_line(tag, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_list_with_commas_is_refused_and_leaves_no_line(tag, photos, tmp_path, capsys):
+    assert tag(f"{photos}/first,{photos}/second", output=tmp_path / "a.jsonl") == 2
+    assert "second: separate files with spaces, not commas" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_image_by_another_path_is_one_image(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "folder").symlink_to("photos")
@@ -567,7 +573,7 @@ def test_an_output_that_another_process_writes_is_refused(tag, photos, tmp_path,
         (["--weights", "missing.pth"], "config.yaml"),
         (
             ["--format", "coco", "--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "3"],
-            "14 class names for 3",
+            "14 class names for a model of 3",
         ),
     ],
 )
@@ -575,6 +581,16 @@ def test_wrong_arguments_are_explained_in_one_line(arguments, message, tag, tmp_
     assert tag("x.png", *arguments, output=tmp_path / "labels.jsonl") == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels.csv"])
+def test_a_run_refused_by_its_weights_leaves_nothing(tag, photos, weights, tmp_path, capsys, name):
+    (tmp_path / "config.yaml").write_bytes((weights.parent / "config.yaml").read_bytes())
+    torch.save({}, tmp_path / "model.pth")
+    before = sorted(tmp_path.iterdir())
+    assert tag(photos, output=tmp_path / name, weights=tmp_path / "model.pth") == 2
+    assert "model.pth" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("option", [("--dtype", "float32"), ("--backend", "torch")])

@@ -652,7 +652,7 @@ def _write(folder: str, config: SceneConfig, workers: int) -> None:
         for split, size in zip(SPLITS, config.sizes, strict=True)
         for i in range(size)
     ]
-    logger.info("Generating %d images of Context Scenes", len(tasks))
+    logger.info("Generating Context Scenes, %d images", len(tasks))
     with _mapper(workers) as run:
         results = list(_with_progress(run(_write_image, tasks), len(tasks)))
     for split in SPLITS:

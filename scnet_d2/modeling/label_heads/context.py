@@ -37,8 +37,8 @@ class LabelContext(nn.Module):
         super().__init__()
         if class_names and len(class_names) != num_classes:
             raise ValueError(
-                f"DATASETS.CLASS_NAMES has {len(class_names)} names, MODEL.ROI_HEADS.NUM_CLASSES "
-                f"is {num_classes}; correct one of them"
+                f"the length of DATASETS.CLASS_NAMES is {len(class_names)}, "
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; correct one of them"
             )
         self.word_file = word_file
         self.class_names = list(class_names)
