@@ -369,7 +369,7 @@ def models_list(parser: argparse.ArgumentParser) -> None:
 
 def models_show(parser: argparse.ArgumentParser) -> None:
     """Print the card of a model: what it was trained on, how well it labels each class."""
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("name", metavar="NAME", help="of `scnet models`, or folder of a model")
     _examples(parser, "scnet models show scnet_lite_voc")
 
 

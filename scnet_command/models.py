@@ -11,10 +11,14 @@ def run(args: argparse.Namespace) -> None:
     models = {config.parent.name: config.parent for config in sorted(zoo.glob("*/config.yaml"))}
     if args.name is None:
         print(_overview(models, zoo / "configs"))
-    elif args.name in models:
-        print((models[args.name] / "README.md").read_text(encoding="utf-8"), end="")
-    else:
-        raise ValueError(f"no model '{args.name}' comes with scnet_d2; {', '.join(models)} do")
+        return
+    card = models.get(args.name, Path(args.name)) / "README.md"
+    if not card.is_file():
+        raise ValueError(
+            f"there is no model card of '{args.name}': give the folder of a model that "
+            f"`scnet models package` made, or a name of `scnet models`: {', '.join(models)}"
+        )
+    print(card.read_text(encoding="utf-8"), end="")
 
 
 def _overview(models: dict[str, Path], configs: Path) -> str:

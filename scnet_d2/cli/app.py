@@ -296,7 +296,8 @@ def require_free(host: str, port: int | None) -> None:
         socket.create_server((host, port or 0), family=family).close()
     except OSError as error:
         where = f"{host}, port {port}" if port else host
+        why = str(error.strerror).partition(" (while")[0]
         raise ValueError(
-            f"the page cannot be served on {where} ({error.strerror}): choose another --port, or "
+            f"the page cannot be served on {where} ({why}): choose another --port, or "
             "none for the first free one, and a --host that is a name or address of this machine"
         ) from error

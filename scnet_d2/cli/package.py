@@ -41,6 +41,8 @@ TOLERANCE = 2e-3  # most that the scores of an image may differ in, in the media
 
 def run(args: argparse.Namespace) -> int:
     """Write and check the folder; returns 1 where it was not kept."""
+    if not args.run.is_dir():
+        raise ValueError(f"{args.run} is no folder: give the OUTPUT_DIR of a run")
     register_arguments(args)
     predictor = SCNetPredictor.from_pretrained(args.run, "cpu", args.opts)
     card = write_card(args, predictor.class_names)

@@ -82,8 +82,9 @@ class TagOutput:
         return self
 
     def __exit__(self, kind, *exception) -> None:
+        """A refusal, which is a ValueError, leaves nothing behind where nothing was done."""
         self._file.close()
-        if kind is not None and _size(self.lines) == 0:  # nothing was done: nothing is left behind
+        if kind and issubclass(kind, ValueError) and _size(self.lines) == 0:
             self._settings_file.unlink(missing_ok=True)
             if self._is_new:
                 self.lines.unlink(missing_ok=True)

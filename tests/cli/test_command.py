@@ -172,6 +172,10 @@ def test_models_lists_all_models_and_configs_and_shows_a_card(capsys):
     assert scnet("models", "show", "scnet_lite_voc") == 0
     card = model_zoo.model_folder("scnet_lite_voc") / "README.md"
     assert capsys.readouterr().out == card.read_text()
+    assert scnet("models", "show", card.parent) == 0
+    assert capsys.readouterr().out == card.read_text()
+    assert scnet("models", "show", "nowhere") == 2
+    assert "no model card of 'nowhere': give the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prefix", ["", "configs/"])

@@ -157,6 +157,8 @@ def test_thresholds_of_the_classes_go_with_the_model(run, tmp_path, monkeypatch)
 def test_nothing_is_written_over_and_what_scores_otherwise_is_not_kept(
     run, packaged, tmp_path, monkeypatch, capsys
 ):
+    assert scnet(*PACKAGE, run / "config.yaml", "--output", tmp_path / "out") == 2
+    assert "config.yaml is no folder: give the OUTPUT_DIR of a run" in capsys.readouterr().err
     before = {file: file.stat() for file in packaged.iterdir()}
     assert scnet(*PACKAGE, run, "--output", packaged) == 2
     assert "is not empty: choose another folder" in capsys.readouterr().err

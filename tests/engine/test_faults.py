@@ -333,7 +333,7 @@ def test_the_share_of_bad_images_is_not_rounded_up(dataset, tmp_path):
     with pytest.raises(DatasetError, match=r"1 of 4 images cannot be used .*3\.png"):
         Trainer.test(cfg, Oracle())
     (tmp_path / "0.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of its 4 image files do not exist"):
+    with pytest.raises(DatasetError, match=r"1 of its 4 image files does not exist"):
         check_evaluation_data(cfg)
 
 
