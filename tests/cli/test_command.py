@@ -74,7 +74,7 @@ def test_unknown_options_are_named_by_their_own_command(capsys):
         ),
         ("demo photos --conf 0.5 --output o", "least score of a label is --threshold"),
         ("app --model m --port 99999", "argument --port: 99999 is not from 1 to 65535"),
-        ("demo photos --modle m --output o", "--modle; did you mean --model?"),
+        ("demo photos --modle m --output o", "--modle m; did you mean --model?"),
         (
             "demo photos --confidence-threshold 0.5 --output o",
             "least score of a label is --threshold",
