@@ -563,9 +563,12 @@ def test_a_new_folder_is_absent_or_empty(tmp_path):
         ("compare_fusion", "run --dataset d --output mine.json"),
         ("occlusion_test", "run --dataset d --classes cat --output mine.json"),
         ("box_budget", "run --dataset d --output mine.json"),
+        ("label_relations", "run --dataset d --output mine.json"),
+        ("context_ratios", "scores.npz --output mine.json"),
+        ("scene_pictures", "results/plan.yaml a b mine.png"),
         ("evidence", "--results . --images plots"),
         ("evidence", "--results results --images ."),
-        ("evidence", "--results . --object-sizes d"),
+        ("evidence", "--results . --objects d"),
         ("scnet", "report run --output mine.json"),
         ("scnet", "report ."),
         ("scnet", "export --config-file c --format onnx --output mine.json"),
@@ -577,7 +580,7 @@ def test_a_new_folder_is_absent_or_empty(tmp_path):
 def test_programs_refuse_to_write_over_a_file_before_they_work(
     tmp_path, monkeypatch, capsys, program, command
 ):
-    names = ("mine.json", "mine.pth", "mine.png", "evidence.json", "d-sizes.npz", "plan.png")
+    names = ("mine.json", "mine.pth", "mine.png", "evidence.json", "d-objects.npz", "plan.png")
     for name in (*names, "report.html"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "results").mkdir()

@@ -17,6 +17,7 @@ import label_relations
 import numpy as np
 import processes
 import pytest
+import scene_pictures
 import torch
 import yaml
 from conftest import REPO, load_config
@@ -374,3 +375,18 @@ def test_cooccurrence_is_relative_to_the_frequency_of_the_label():
     # P(1 | 0) / P(1) = (2 / 3) / (2 / 4); P(0 | 0) / P(0) = 1 / (3 / 4)
     found = label_relations.cooccurrence(labels)
     np.testing.assert_allclose(found, [[4 / 3, 4 / 3], [4 / 3, 2]])
+
+
+def test_a_picture_shows_the_scenes_that_one_method_alone_names_right(tmp_path, capsys):
+    datasets = {"own": {"scenes": {"companions": 1.0}}}
+    plan = compare.read_plan(write_plan(tmp_path, datasets=datasets, groups={"mAP": None}))
+    labels = np.array([[1, 0], [1, 0], [0, 1]], bool)
+    right = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], np.float32)
+    wrong = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]], np.float32)
+    for method, scores in (("a", wrong), ("b", right)):
+        store(plan, compare.Cell("own", method, 1), scores, labels, ("trough", "charger"))
+    scene_pictures.main([str(plan.path), "a", "b", str(tmp_path / "scenes.png")])
+    expected = "3 scenes; a wrong and b right in 1, the other way round in 1"
+    assert expected in capsys.readouterr().out
+    with Image.open(tmp_path / "scenes.png") as image:
+        assert image.size == (4 * 328, 362)  # one of four columns; 2 x 160 px and two lines
