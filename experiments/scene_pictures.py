@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from compare import Cell, read_plan
 
-SCALE, COLUMNS, LINE = 2, 4, 18  # enlargement; pictures in a row; px of a line of text
+SCALE, COLUMNS, LINE = 2, 3, 18  # enlargement; pictures in a row; px of a line of text
 PAIR = list(COMPANION_OF)
 
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("right", help="the method that does not")
     parser.add_argument("output", type=new_file, help="new JPEG or PNG file")
     parser.add_argument("--seed", type=int, default=1, help="of both cells (%(default)s)")
-    parser.add_argument("--number", type=int, default=8, help="of scenes (%(default)s)")
+    parser.add_argument("--number", type=int, default=6, help="of scenes (%(default)s)")
     args = parser.parse_args(arguments)
     plan = read_plan(args.plan)
     (dataset,) = plan.datasets

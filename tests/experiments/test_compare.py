@@ -389,4 +389,4 @@ def test_a_picture_shows_the_scenes_that_one_method_alone_names_right(tmp_path, 
     expected = "3 scenes; a wrong and b right in 1, the other way round in 1"
     assert expected in capsys.readouterr().out
     with Image.open(tmp_path / "scenes.png") as image:
-        assert image.size == (4 * 328, 362)  # one of four columns; 2 x 160 px and two lines
+        assert image.size == (3 * 328, 362)  # one of three columns; 2 x 160 px and two lines
