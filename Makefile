@@ -31,7 +31,7 @@ demo: setup
 	@echo "... of generated scenes: $(DEMO_DIR)/pictures"
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -rfEs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10 -rfEs
 
 # Tables and plots of docs/results.md and docs/random_weights.md from the stored results; and one
 # cell of them run again.
