@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """Tables and plots of all stored comparisons: results/*.yaml and what compare.py kept.
 
-Prints a table for each plan, writes the plots to docs/images/results/ and results/evidence.json:
+Prints the tables of each plan and keeps them beside it, `<plan>.txt`; puts them into docs/*.md after
+lines such as `<!-- experiments/results/photographs.txt 2 -->`, the second table of that file;
+writes the plots to docs/images/results/ and results/evidence.json:
 {plan: {method: {metric: [percent, one for each seed]}}}, where a plan of several data sets has an
 entry `plan/data set` for each. Nothing is trained or evaluated again; metrics are computed from
 the stored image scores.
@@ -14,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +40,10 @@ from tqdm import tqdm
 from voc_objects import read_objects, write_objects
 
 HERE = Path(__file__).resolve().parent
-RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images" / "results"
+RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
+IMAGES = DOCS / "images" / "results"
+# In a document: the file of tables, the number of one, and the lines of it.
+QUOTED = re.compile(r"(<!-- (\S+\.txt) (\d+) -->\n```\n)(.*?)(?=\n```)", re.DOTALL)
 REPLICATES = 1000
 FEWEST = 10  # boxes of a group that is drawn
 METRICS = ("CP", "CR", "CF1", "OP", "OR", "OF1")
@@ -187,6 +193,8 @@ def plan_tables(plan: Plan, comparisons: list[Comparison]) -> Iterator[str]:
         yield by_dataset(plan, comparisons)
     for comparison in comparisons:
         yield from tables(comparison)
+    if (stored := plan.results / cost.FILE).exists():
+        yield cost.table(plan, json.loads(stored.read_text()))
 
 
 def bounds(comparison: Comparison) -> Iterator[str]:
@@ -436,7 +444,35 @@ def outputs(args: argparse.Namespace) -> Iterator[Path]:
         return
     yield args.results / "evidence.json"
     for pattern in ("*.yaml", *(f"{kind}*.json" for kind in STUDIES)):
-        yield from (args.images / f"{path.stem}.png" for path in args.results.glob(pattern))
+        for path in args.results.glob(pattern):
+            yield from (args.images / f"{path.stem}.png", path.with_suffix(".txt"))
+
+
+def publish(title: str, tables: Iterable[str], path: Path) -> None:
+    """Print the tables of a plan or a study, and keep them beside it."""
+    text = "\n\n".join([f"{title}   ({path.name})", *tables]) + "\n"
+    print(f"\n{'=' * 100}\n{text}")
+    with replacing(path.with_suffix(".txt"), "w") as file:
+        file.write(text)
+
+
+def fill(document: str) -> str:
+    """A document with the tables that it quotes as they are now."""
+
+    def table(match: re.Match) -> str:
+        tables = (HERE.parent / match[2]).read_text().rstrip().split("\n\n")
+        return match[1] + tables[int(match[3])]
+
+    return QUOTED.sub(table, document)
+
+
+def fill_documents(docs: Path) -> None:
+    """Put the tables into the documents of a folder."""
+    for path in docs.glob("*.md"):
+        before = path.read_text()
+        if (after := fill(before)) != before:
+            with replacing(path, "w") as file:
+                file.write(after)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -446,6 +482,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="documents that quote tables")
     parser.add_argument("--overwrite", action="store_true", help="plots and values that are there")
     parser.add_argument(
         "--objects", metavar="DATASET", nargs="+", help="store their sizes and occlusion, and end"
@@ -474,25 +511,21 @@ def main(arguments: list[str] | None = None) -> None:
         comparisons = [c for c in (Comparison(plan, d) for d in plan.datasets) if c.methods]
         if not comparisons:
             continue
-        print(f"\n{'=' * 100}\n{plan.title}   ({path.name})\n")
-        for text in plan_tables(plan, comparisons):
-            print(text, end="\n\n")
+        publish(plan.title, plan_tables(plan, comparisons), path)
         for comparison in comparisons:
             name = path.stem if len(plan.datasets) == 1 else f"{path.stem}/{comparison.dataset}"
             evidence[name] = {
                 method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
                 for method in comparison.methods
             }
-        if (stored := plan.results / cost.FILE).exists():
-            print(cost.table(plan, json.loads(stored.read_text())), end="\n\n")
         plot(plan, comparisons, images)
     for kind, (to_text, draw) in STUDIES.items():
         for path in sorted(args.results.glob(f"{kind}*.json")):
             study = json.loads(path.read_text())
-            print(f"\n{'=' * 100}\n{study['dataset']}   ({path.name})\n")
-            print(to_text(study))
+            publish(study["dataset"], [to_text(study)], path)
             draw(study, images / f"{path.stem}.png")
     write_json(args.results / "evidence.json", evidence)
+    fill_documents(args.docs)
 
 
 if __name__ == "__main__":

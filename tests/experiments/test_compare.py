@@ -230,9 +230,16 @@ def test_bootstrap_draws_the_same_images_for_both(finished):
 
 def test_evidence_prints_draws_and_stores(finished, capsys):
     folder = finished.path.parent
-    evidence.main(["--results", str(folder), "--images", str(folder / "images")])
+    document = f"a\n\n<!-- {folder}/plan.txt 1 -->\n```\nTABLE\n```\n\nb\n"
+    (folder / "a.md").write_text(document)
+    evidence.main(
+        ["--results", str(folder), "--images", str(folder / "images"), "--docs", str(folder)]
+    )
     printed = capsys.readouterr().out
-    assert "A test" in printed
+    title, first = (folder / "plan.txt").read_text().rstrip().split("\n\n")[:2]
+    assert title.startswith("A test") and first.startswith("own\n") and title in printed
+    assert first in printed
+    assert (folder / "a.md").read_text() == document.replace("TABLE", first)
     assert max(map(len, printed.splitlines())) <= 100
     stored = json.loads((folder / "evidence.json").read_text())["plan"]
     for method in "ab":
@@ -242,6 +249,13 @@ def test_evidence_prints_draws_and_stores(finished, capsys):
         assert re.search(rf"^{method} +2 +{mean_sd} ", printed, re.MULTILINE)
     with Image.open(folder / "images" / "plan.png") as image:
         assert image.size == (660, 224)  # 6 x 2.04 inches of 110 dots
+
+
+def test_documents_quote_the_tables_as_they_were_printed_last():
+    documents = [*evidence.DOCS.glob("*.md")]
+    assert sum(len(evidence.QUOTED.findall(path.read_text())) for path in documents) > 10
+    for path in documents:
+        assert evidence.fill(path.read_text()) == path.read_text(), path
 
 
 @pytest.fixture
@@ -320,7 +334,9 @@ def test_a_frozen_backbone_and_one_branch_less_cost_less_and_evidence_prints_it(
     assert "1.00" in printed.splitlines()[-1]
     assert b["step_ms"] < a["step_ms"]
     folder = finished.path.parent
-    evidence.main(["--results", str(folder), "--images", str(folder / "images")])
+    evidence.main(
+        ["--results", str(folder), "--images", str(folder / "images"), "--docs", str(folder)]
+    )
     assert printed.strip() in capsys.readouterr().out
 
 
