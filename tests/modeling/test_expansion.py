@@ -22,7 +22,7 @@ BOXES = torch.tensor([[20.0, 20, 30, 40], [0, 0, 100, 60]])
 def expansion_that_sees_size() -> AdaptiveExpansion:
     """Of ratios 1 and 3, with the logits 0 and ln(width)."""
     expansion = AdaptiveExpansion(2, (1.0, 3.0))
-    expansion.choice.weight.data = torch.tensor([[0.0, 0, 0, 0], [0, 0, 1, 0]])
+    expansion.choice.weight.data = torch.tensor([[0.0, 0, 0, 0], [0, 0, 2, 0]])  # 4 inputs: halved
     return expansion
 
 
@@ -39,6 +39,15 @@ def test_the_ratio_is_the_mean_of_the_ratios_by_their_weights():
         weights, torch.tensor([[1, 10.0], [1, 100.0]]) / torch.tensor([[11], [101.0]])
     )
     torch.testing.assert_close(ratios, torch.tensor([31 / 11, 301 / 101]))
+
+
+def test_a_step_of_the_optimizer_does_not_decide_the_choice_of_wide_features():
+    expansion = AdaptiveExpansion(1024, (1.0, 2.0, 4.0), "LN")
+    x, optimizer = torch.randn(2, 1024), torch.optim.AdamW(expansion.parameters(), lr=0.003)
+    expansion(x, BOXES)[1].sum().backward()
+    optimizer.step()
+    ratios = expansion(x, BOXES)[1]
+    assert ((ratios > 2.2) & (ratios < 7 / 3)).all()  # unscaled they fall to 1.5 in this step
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
