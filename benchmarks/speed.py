@@ -266,7 +266,7 @@ def profile(setups: Sequence[Setup], prepare: Callable, top: int = 8) -> list[di
 
 def to_text(tables: dict[str, list[dict]], args: argparse.Namespace) -> str:
     """The tables, each under a line that says what was measured; or JSON with all arguments."""
-    device = _device_name()
+    device = device_name()
     if args.json:
         return json.dumps(vars(args) | {"device": device, "tables": tables}, indent=1)
     head = (
@@ -282,10 +282,12 @@ def _table(rows: list[dict]) -> str:
     return tabulate(rows, headers="keys", floatfmt=formats)
 
 
-def _device_name() -> str:
+def device_name() -> str:
+    """Name of the GPU; or of the processor, and the instructions that PyTorch uses on it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "CPU"))
+    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "CPU")
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def progress_bar(groups: Sequence[Sequence[Setup]], args: argparse.Namespace) -> tqdm:
