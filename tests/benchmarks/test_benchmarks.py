@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import box_budget
+import budget
 import inference
 import numpy as np
 import optimized_scores
@@ -48,6 +49,16 @@ def test_a_row_has_the_medians_of_the_turns_and_of_their_ratios():
     assert (row["ms"], row["images/s"]) == pytest.approx((300, 4 / 0.3))
     assert row["x stock"] == pytest.approx(1)  # of 3, 1 and 1; the ratio of the medians is 1.5
     assert (row["peak MB"], row["x stock "]) == (150, 1.5)
+
+
+def test_boxes_cost_the_median_over_the_images_of_their_ratio_to_pooling():
+    seconds = {budget.POOLING: [0.1, 0.2, 0.4], "5": [0.3, 0.2, 0.8]}  # ratios 3, 1 and 2
+    labels = np.array([[True], [False], [True]])
+    truth = SimpleNamespace(labels=labels, ignored=~labels & labels)
+    scores = np.array([[0.9], [0.8], [0.7]], np.float32)  # AP (1 + 2 / 3) / 2
+    pooling, boxes = budget.table(seconds, dict.fromkeys(seconds, scores), truth).splitlines()[2:]
+    assert pooling.split() == ["average", "pooling", "200", "1.00"]
+    assert boxes.split() == ["5", "300", "2.00", "83.33"]
 
 
 def test_inference_is_measured_beside_faster_rcnn_with_as_many_boxes(capsys, monkeypatch):
