@@ -42,6 +42,7 @@ class CNNRNN(SequenceHead):
         """
         super().__init__(max_steps=max_steps, **kwargs)
         self.labels = nn.Embedding(self.num_classes + 1, embedding_dim)
+        nn.init.normal_(self.labels.weight, std=embedding_dim**-0.5)  # they give the logits too
         self.lstm = nn.LSTMCell(embedding_dim, hidden_dim)
         self.project_image = nn.Linear(self.channels, embedding_dim)
         self.project_output = nn.Linear(hidden_dim, embedding_dim, bias=False)

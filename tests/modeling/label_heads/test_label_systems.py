@@ -354,6 +354,14 @@ def test_an_ignored_label_is_no_choice_in_a_sequence():
     assert losses["loss_label_sequence"].item() == pytest.approx(wanted)
 
 
+def test_cnn_rnn_starts_from_nearly_even_scores():
+    """Label vectors of length 1: those of a plain embedding are as long as sqrt(dimension)."""
+    model = head("CNNRNN", embedding_dim=256)
+    images = features(*[30 * x for x in noise((8, 8), (8, 8))])
+    loss = model(images, torch.tensor([[1.0] * 5] * 2), torch.ones(2, 5)).losses
+    assert loss["loss_label_sequence"] < 2 * math.log(6)
+
+
 # ---- Crops and spaces ---------------------------------------------------------------------------
 
 
