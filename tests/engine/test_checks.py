@@ -119,7 +119,7 @@ def test_the_problems_of_all_data_sets_are_told_before_training_or_evaluation(tm
 
 
 def test_an_unknown_data_set_is_told_beside_the_problems_of_others(cats):
-    cfg = small_config("DATASETS.TRAIN", (cats, "nowhere"))
+    cfg = small_config("DATASETS.TRAIN", (cats, "nowhere"), "DATASETS.VAL", (), "DATASETS.TEST", ())
     with pytest.raises(DatasetError, match="there is no data set 'nowhere'"), all_problems(cfg):
         class_names("nowhere")
 

@@ -277,8 +277,8 @@ def test_tools_and_report_say_that_images_were_unreadable(dataset, tmp_path, cap
     Trainer.test(evaluation_config(dataset, tmp_path / "run"), Oracle())
     scores = tmp_path / "run/inference/faulty/multilabel_scores.npz"
     assert scnet("scores", scores) == 0
-    assert f"{scores}: 1 images could not be read" in caplog.text
-    assert "1 images could not be read" in write_html_report(tmp_path / "run").read_text()
+    assert f"{scores}: 1 image could not be read" in caplog.text
+    assert "1 image could not be read" in write_html_report(tmp_path / "run").read_text()
 
 
 def test_detection_ap_counts_an_unreadable_image_as_without_detections(dataset, tmp_path):

@@ -433,7 +433,7 @@ def test_tool_prints_a_table_for_each_file(tmp_path, capsys):
             "a.csv",
             CSV_SCORES + "".join(f"{i}.jpg,0.5,0.5\n" for i in range(5)),
             CSV_LABELS,
-            r"5 images are in only one .*: image 0\.jpg, 1\.jpg, 2\.jpg and 2 more",
+            r"5 images in only one .*: 0\.jpg, 1\.jpg, 2\.jpg and 2 more",
         ),
         ("a.csv", CSV_SCORES.replace("cat", "cow"), CSV_LABELS, "header.*differs"),
         (

@@ -81,7 +81,7 @@ def test_a_training_set_of_another_class_order_is_refused():
 
 
 def test_another_number_of_names_than_of_classes_is_refused():
-    with pytest.raises(ValueError, match=r"CLASS_NAMES has 5 names, \S+ is 4"):
+    with pytest.raises(ValueError, match=r"CLASS_NAMES is 5, \S+ is 4"):
         LabelContext(num_classes=4, class_names=NAMES)
 
 
