@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Tables and plots of all stored comparisons: results/*.yaml and what compare.py kept.
 
-Prints the tables of each plan and keeps them beside it, `<plan>.txt`; puts them into docs/*.md after
-lines such as `<!-- experiments/results/photographs.txt 2 -->`, the second table of that file;
-writes the plots to docs/images/results/ and results/evidence.json:
+Prints the tables of each plan and keeps them beside it, `<plan>.txt`; puts them into docs/*.md
+after lines such as `<!-- experiments/results/photographs.txt 2 -->`, the second table of that
+file; writes the plots to docs/images/results/ and results/evidence.json:
 {plan: {method: {metric: [percent, one for each seed]}}}, where a plan of several data sets has an
 entry `plan/data set` for each. Nothing is trained or evaluated again; metrics are computed from
 the stored image scores.

@@ -1,6 +1,5 @@
 """Helpers: small models built from the shipped configs, and hand-made inputs."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -126,13 +125,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _heard_logs():
-    """Programs run before in this process take their logs away from `caplog`."""
-    for name in ("scnet_d2", "detectron2", "fvcore", "d2"):
-        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session", params=DEVICES)

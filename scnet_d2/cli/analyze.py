@@ -161,9 +161,16 @@ def recipe(cfg: CfgNode, cost: Cost, args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the tables and the estimates."""
-    warnings.filterwarnings("ignore")
+    """Print the tables and the estimates; what others warn of does not come between them."""
     logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            _print_costs(args)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _print_costs(args: argparse.Namespace) -> None:
     if (kind := load(args).MODEL.META_ARCHITECTURE) not in ("SCNet", "GeneralizedRCNN"):
         raise ValueError(
             f"{args.config_file}: MODEL.META_ARCHITECTURE is {kind}; the parts of SCNet and of "

@@ -266,7 +266,7 @@ def test_tight_crops_of_a_pair_stay_at_chance(folder, splits, make_model):
 
 def test_expanded_crops_of_a_pair_tell_its_members_apart(folder, splits):
     for pair in CONTEXT_PAIRS:
-        assert hits(folder, splits, pair, 2.0, forest).mean() > 0.85
+        assert hits(folder, splits, pair, 2.0, forest).mean() > 0.8
 
 
 def test_the_apron_of_a_cue_gap_is_grey():

@@ -132,6 +132,7 @@ FORKED = SimpleNamespace(**vars(subprocess) | {"Popen": processes.Program})
 def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     """One real cell; a folder that a killed run left behind is not taken for a result."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(compare, "subprocess", FORKED)
     plan, work = write_plan(tmp_path), tmp_path / "work"
     left_behind = work / "plan" / "own-a-1"
     left_behind.mkdir(parents=True)
@@ -144,7 +145,6 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     bounds = json.loads((tmp_path / "plan" / "own-bounds.json").read_text())
     assert bounds["context-blind detector"]["mAP"] > bounds["class prevalence"]["mAP"]
 
-    monkeypatch.setattr(compare, "subprocess", FORKED)
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(PLAN | {"trained": "plan/own"}))
     compare.main([str(again), "--work", str(work), "--only", "own-a-1"])

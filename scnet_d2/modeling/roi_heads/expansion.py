@@ -46,8 +46,8 @@ class AdaptiveExpansion(nn.Module):
         """
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).log()  # (R, 2)
         x = torch.cat([self.norm(x), sides.to(x.dtype)], dim=1)
-        # A step of Adam moves a logit by the sum of its inputs: unscaled, the softmax is at a corner
-        # before the label loss can tell the ratios apart.
+        # A step of Adam moves a logit by the sum of its inputs: unscaled, the softmax is at a
+        # corner before the label loss can tell the ratios apart.
         logits = self.choice(x * x.shape[1] ** -0.5)
         weights = logits.float().softmax(dim=1)
         ratios = (weights * weights.new_tensor(self.ratios)).sum(dim=1)
