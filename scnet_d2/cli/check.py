@@ -31,8 +31,8 @@ from ..data import (
 from ..data.catalog import find_nothing_to_learn
 from ..data.images import image_size, is_turned, read_image
 from ..data.labels import DEFAULT_POLICY, label_records
-from ..data.problems import Problems, counted, find_empty_annotations
-from ..data.voc import find_empty_objects
+from ..data.problems import EMPTY_ANNOTATION, Problems, counted, find_empty_annotations
+from ..data.voc import EMPTY_OBJECT
 
 # Published number of images. COCO: json files of 2014 and 2017; VOC: the development kits' pages.
 IMAGES = {
@@ -134,7 +134,7 @@ def wrong_counts(name: str, records: list[dict]) -> Iterator[str]:
 def unusable_boxes(records: list[dict], problems: Problems) -> None:
     """Annotations that mark nothing, and boxes that seem to be written another way."""
     is_voc = "dirname" in vars(MetadataCatalog.get(problems.source))
-    (find_empty_objects if is_voc else find_empty_annotations)(records, problems)
+    find_empty_annotations(records, problems, EMPTY_OBJECT if is_voc else EMPTY_ANNOTATION)
     boxes = [a["bbox"] for r in records for a in r.get("annotations", ())]
     if boxes and all(x1 - x0 < 1 and y1 - y0 < 1 for x0, y0, x1, y1 in boxes):
         problems.add(

@@ -104,15 +104,18 @@ def find_missing_files(
         )
 
 
-def find_empty_annotations(records: Sequence[dict[str, Any]], problems: Problems) -> None:
-    """Add the annotations that mark nothing, which are no labels."""
+EMPTY_ANNOTATION = (
+    "annotation {!r} of image {!r} marks nothing (bbox [0, 0, 0, 0] or an empty segmentation)"
+)
+
+
+def find_empty_annotations(
+    records: Sequence[dict[str, Any]], problems: Problems, fault: str = EMPTY_ANNOTATION
+) -> None:
+    """Add the annotations that mark nothing, which are no labels; `fault` names one."""
     for record in records:
         for annotation in record.get("empty_annotations", ()):
-            problems.add(
-                f"annotation {annotation!r} of image {record['image_id']!r} marks nothing (bbox "
-                "[0, 0, 0, 0] or an empty segmentation)",
-                "draw it again or delete it",
-            )
+            problems.add(fault.format(annotation, record["image_id"]), "draw it again or delete it")
 
 
 def find_bad_class_names(names: Sequence[str], problems: Problems) -> None:

@@ -20,8 +20,9 @@ from .boxes import LONGEST_SIDE, clip_annotations
 from .errors import DatasetError, ImageError, is_inside, require_path
 from .images import image_size
 from .labels import DEFAULT_POLICY, label_records
-from .problems import Fault, Problems, counted, first_ones
+from .problems import Fault, Problems, counted, find_empty_annotations, first_ones
 
+EMPTY_OBJECT = "object {} of image {} marks nothing (four zeros in <bndbox>)"
 _CHECK_PATHS = "Check that the folder holds Annotations/, ImageSets/Main/ and JPEGImages/."
 _ENDINGS = (".jpg", ".JPG", ".jpeg", ".JPEG", ".png", ".PNG")
 _STATES = ("-1", "0", "1")  # of an image in the list of a class
@@ -79,7 +80,7 @@ def load_voc_multilabel(
     files = frozenset(PathManager.ls(os.path.join(dirname, "JPEGImages")))
     records = [_load_image(dirname, i, files, problems) for i in ids]
     if problems:  # those that mark nothing are told with the others, and stop nothing by themselves
-        find_empty_objects(records, problems)
+        find_empty_annotations(records, problems, EMPTY_OBJECT)
     problems.raise_any([r for r in records if r["height"]])
     if not records:
         raise DatasetError(
@@ -88,17 +89,6 @@ def load_voc_multilabel(
     _warn_of_empty_annotations(records, dataset_name)
     clip_annotations(records, dataset_name)
     return label_records(records, DEFAULT_POLICY)
-
-
-def find_empty_objects(records: Sequence[dict[str, Any]], problems: Problems) -> None:
-    """Add the objects that mark nothing, which are no labels."""
-    for record in records:
-        for number in record.get("empty_annotations", ()):
-            problems.add(
-                f"object {number} of image {record['image_id']} marks nothing (four zeros in "
-                "<bndbox>)",
-                "draw it again or delete it",
-            )
 
 
 def _warn_of_empty_annotations(records: Sequence[dict[str, Any]], dataset_name: str) -> None:
