@@ -3,7 +3,8 @@
 
 Every run, a folder of train_net.py, predicts the data set once with the largest number. Scores for
 fewer boxes are aggregated from the boxes with the highest objectness: those that are left with
-MODEL.RPN.POST_NMS_TOPK_TEST set to that number. Give it validation data: it is what the number of
+MODEL.RPN.POST_NMS_TOPK_TEST set to that number (but a relation branch, or a label head of the whole
+image that looks at boxes, has seen all of them). Give it validation data: it is what the number of
 boxes in a config is chosen on.
 """
 
@@ -24,6 +25,7 @@ from scnet_d2.outputs import new_file, write_json
 
 import numpy as np
 import torch
+from branch_scores import Recorder
 from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
@@ -42,14 +44,22 @@ def load_model(cfg: CfgNode, boxes: int, dataset: str) -> tuple[SCNet, object]:
 
 
 @torch.no_grad()
-def record(model: SCNet, loader) -> list[torch.Tensor]:
-    """Fused label scores (K, C) of the boxes of each image, the highest objectness first."""
-    images: list[torch.Tensor] = []
-    hook = model.aggregator.register_forward_pre_hook(lambda _, args: images.append(args[0].cpu()))
+def predict(model: SCNet, loader, numbers: list[int]) -> tuple[dict[int, np.ndarray], list[int]]:
+    """(N, C) image scores for each number of boxes, and how many boxes each image has."""
+    recorder, label_scores = Recorder(model), []
+    hook = model.roi_heads.fusion.register_forward_hook(
+        lambda fusion, inputs, fused: label_scores.append(fused.cpu())
+    )
     for batch in tqdm(loader, desc="predicting", delay=5):
         model(batch)
     hook.remove()
-    return images
+    recorder.stop()
+    images = [*zip(recorder.images, label_scores, strict=True)]  # the highest objectness first
+    scores = {
+        n: torch.stack([x.image_scores(model, fused[:n]) for x, fused in images]).numpy()
+        for n in numbers
+    }
+    return scores, [len(fused) for fused in label_scores]
 
 
 def study(run: Path, dataset: str, numbers: list[int], classes: list[str]) -> dict[str, object]:
@@ -60,10 +70,9 @@ def study(run: Path, dataset: str, numbers: list[int], classes: list[str]) -> di
     columns = [names.index(name) for name in classes or names]
     truth = load_ground_truth(dataset, len(names), LabelPolicy.from_config(cfg))
     labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
-    images = record(model, loader)
-    scores = {n: torch.stack([model.aggregator(s[:n]) for s in images]).numpy() for n in numbers}
+    scores, boxes = predict(model, loader, numbers)
     return {
-        "boxes": float(np.mean([len(s) for s in images])),
+        "boxes": float(np.mean(boxes)),
         "mAP": {
             n: round(multilabel_metrics(s[:, columns], labels, ignored)["mAP"], 4)
             for n, s in scores.items()

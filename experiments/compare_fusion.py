@@ -2,8 +2,8 @@
 """Ways to fuse the branches and to aggregate over boxes, on the same trained models.
 
 Every run, a folder of train_net.py, predicts the data set once; fusions and aggregations are then
-computed from the recorded scores of all its boxes. Give it validation data: it is what the defaults
-are settled on.
+computed from the recorded scores of all its boxes: of the object and the context branch alone. Give
+it validation data: it is what the defaults are settled on.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from functools import partial
 from pathlib import Path
 
 from scnet_command.arguments import add_register_arguments
-from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import LabelPolicy, register_arguments
-from scnet_d2.engine import Trainer
+from scnet_d2.data import register_arguments
 from scnet_d2.evaluation import multilabel_metrics
-from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import load_run
+from scnet_d2.modeling import LabelAggregator
 from scnet_d2.modeling.aggregation import logsumexp, noisy_or, topk_mean
 from scnet_d2.modeling.aggregation import max as max_score
 from scnet_d2.outputs import new_file, write_json
 
 import numpy as np
 import torch
-from branch_scores import BranchScores, Recorder
-from detectron2.config import CfgNode
+from branch_scores import BranchScores, record
 from tabulate import tabulate
-from tqdm import tqdm
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DEFAULT = "mean, λ = 0.5"
@@ -37,14 +33,19 @@ DEFAULT = "mean, λ = 0.5"
 
 def mean(x: BranchScores, weight: float) -> torch.Tensor:
     """λ·object + (1−λ)·context."""
-    return torch.lerp(x.context, x.object, weight)
+    return torch.lerp(x.branches["context"], x.branches["object"], weight)
+
+
+def product(x: BranchScores) -> torch.Tensor:
+    """object·context."""
+    return x.branches["object"] * x.branches["context"]
 
 
 FUSIONS: dict[str, Callable[[BranchScores], torch.Tensor]] = {
     **{f"mean, λ = {w:g}": partial(mean, weight=w) for w in WEIGHTS},
-    "geometric mean": lambda x: (x.object * x.context).sqrt(),
-    "product": lambda x: x.object * x.context,
-    "maximum": lambda x: torch.maximum(x.object, x.context),
+    "geometric mean": lambda x: product(x).sqrt(),
+    "product": product,
+    "maximum": lambda x: torch.maximum(x.branches["object"], x.branches["context"]),
     "mean x patch confidence": lambda x: mean(x, 0.5) * x.patch_confidence[:, None],
     "mean x sqrt(patch confidence)": lambda x: mean(x, 0.5) * x.patch_confidence[:, None].sqrt(),
 }
@@ -59,24 +60,10 @@ AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def record(cfg: CfgNode, dataset: str) -> list[BranchScores]:
-    """Branch scores of every image of a data set, in its order."""
-    model = Trainer.build_model(cfg).eval()
-    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    recorder = Recorder(model)
-    with torch.no_grad():
-        for batch in tqdm(Trainer.build_test_loader(cfg, dataset), desc=dataset, delay=5):
-            model(batch)
-    return recorder.images
-
-
 def image_scores(images: list[BranchScores], fuse: Callable, aggregate: Callable) -> np.ndarray:
     """(N, C) scores of the images; an image without boxes scores 0."""
-    classes = images[0].object.shape[1]
-    return np.stack(
-        [aggregate(fuse(x)).numpy() if len(x.object) else np.zeros(classes) for x in images]
-    ).clip(0, 1)
+    aggregator = LabelAggregator(aggregate=aggregate)
+    return torch.stack([aggregator(fuse(x)) for x in images]).numpy()
 
 
 def per_class_weights(images: list[BranchScores], labels, ignored) -> np.ndarray:
@@ -104,16 +91,7 @@ def variants(images: list[BranchScores], labels, ignored) -> Iterator[tuple[str,
 
 def study(run: Path, dataset: str, classes: list[str]) -> dict[str, float]:
     """Mean AP in percent of every variant for one run."""
-    cfg = load_run(run)
-    images = record(cfg, dataset)
-    policy = LabelPolicy.from_config(cfg)
-    truth = load_ground_truth(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES, policy)
-    names = list(cfg.DATASETS.CLASS_NAMES)
-    columns = [names.index(name) for name in classes or names]
-    labels, ignored = truth.labels[:, columns], truth.ignored[:, columns]
-    images = [
-        x._replace(object=x.object[:, columns], context=x.context[:, columns]) for x in images
-    ]
+    images, labels, ignored = record(load_run(run), [dataset], classes)[1:]
     return {
         name: round(multilabel_metrics(scores.astype(np.float32), labels, ignored)["mAP"], 4)
         for name, scores in variants(images, labels, ignored)

@@ -131,9 +131,9 @@ def branch_scores(
         if part:
             image[grey_mask(d, part, class_ids, predictor.class_names, image.shape[:2])] = GREY
         scores = {"both": predictor(image)["image_scores"].cpu()}
-        branches = recorder.images.pop() if recorder else None
-        if branches and branches.object is not None and branches.context is not None:
-            scores |= {k: getattr(branches, k).amax(dim=0) for k in ("object", "context")}
+        branches = recorder.images.pop().branches if recorder else {}
+        if len(branches) > 1:
+            scores |= {name: x.amax(dim=0) for name, x in branches.items()}
         yield {name: s.numpy() for name, s in scores.items()}
     if recorder:
         recorder.stop()

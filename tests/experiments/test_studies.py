@@ -8,7 +8,9 @@ from scnet_d2.modeling import LabelPredictor
 
 import box_budget
 import compare_fusion
+import fusion_weights
 import label_relations
+import numpy as np
 import occlusion_test
 import optimized_scores
 import pytest
@@ -16,6 +18,7 @@ import torch
 from conftest import small_config
 from detectron2.modeling import build_model
 
+WHOLE_IMAGE = ("MODEL.SCNET.IMAGE.ENABLED", True, "MODEL.SCNET.IMAGE.IN_FEATURE", "p5")
 DATASET, BOXES = "scenes_of_studies", 20
 
 
@@ -31,11 +34,25 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(scenes, tmp_path_factory, device):
     """Folder of a run on a device, with random weights."""
-    folder = tmp_path_factory.mktemp("run")
+    return make_run(tmp_path_factory.mktemp("run"), device)
+
+
+@pytest.fixture(scope="module")
+def run_of_three(scenes, tmp_path_factory, device):
+    """A run with three branches, the patch confidence and a predictor of the whole image."""
+    return make_run(
+        tmp_path_factory.mktemp("three"), device,
+        "MODEL.SCNET.RELATION.ENABLED", True, *WHOLE_IMAGE,
+        "MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True,
+    )  # fmt: skip
+
+
+def make_run(folder, device, *opts):
+    """Write config and random weights of a run."""
     cfg = small_config(
         "DATASETS.TEST", (DATASET,), "DATASETS.CLASS_NAMES", list(CLASSES),
         "DATALOADER.NUM_WORKERS", 0, "MODEL.RPN.POST_NMS_TOPK_TEST", BOXES,
-        "OUTPUT_DIR", str(folder), device=device,
+        "OUTPUT_DIR", str(folder), *opts, device=device,
     )  # fmt: skip
     (folder / "config.yaml").write_text(cfg.dump())
     torch.manual_seed(0)
@@ -73,6 +90,37 @@ def test_a_number_of_boxes_has_the_map_of_an_evaluation_with_so_many(run, evalua
     assert found["boxes"] == BOXES
     assert found["mAP"] == pytest.approx({1: evaluate(run, 1), BOXES: evaluated}, abs=1e-3)
     assert found["mAP"][1] != found["mAP"][BOXES]
+
+
+def test_learned_weights_start_from_the_evaluated_map(run_of_three):
+    found = fusion_weights.study(run_of_three, [DATASET], [])
+    scores = found["mAP"]
+    assert scores["even weights"] == pytest.approx(evaluate(run_of_three), abs=1e-3)
+    assert found["branches"] == ["object", "context", "relation"]
+    assert sum(found["weights"]) == pytest.approx(1)
+    alone = [scores[f"{name} alone"] for name in found["branches"]]
+    assert scores["learned by class"] >= scores["learned"] >= max(*alone, scores["even weights"])
+    assert len(set(scores.values())) > 3
+
+
+def test_learned_weights_are_those_of_the_branch_that_knows():
+    labels = np.array([[True, False], [False, True], [True, True], [False, False]])
+    knows = np.stack([labels, ~labels]).astype(float)  # what two branches say, (B, N, C)
+    knows[:, :, 1] = knows[::-1, :, 1]  # the first of the first class, the second of the other
+    weights = fusion_weights.grid(2)
+    assert weights[0].tolist() == [0.5, 0.5]
+    every = np.einsum("gb,bnc->gnc", weights, knows)
+    ignored = np.zeros_like(labels)
+    _, each = fusion_weights.best(every, labels, ignored)
+    assert weights[each].tolist() == [[0.625, 0.375], [0.375, 0.625]]  # as near to even as it goes
+    assert len(fusion_weights.grid(3)) == 1 + 45
+
+
+def test_a_number_of_boxes_counts_the_whole_image_too(scenes, tmp_path, device):
+    run = make_run(tmp_path, device, *WHOLE_IMAGE)
+    found = box_budget.study(run, DATASET, [1, BOXES], [])
+    expected = {n: evaluate(run, n) for n in (1, BOXES)}
+    assert found["mAP"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_occlusion_starts_from_the_evaluated_map(run, evaluated):

@@ -372,9 +372,8 @@ def test_the_whole_image_is_fused_by_logits_and_alone_where_there_is_no_box():
     )
     image = ("MODEL.SCNET.IMAGE.ENABLED", True, "MODEL.SCNET.IMAGE.WEIGHT", 0.25)
     model = build_model(small_config(*stages, *image)).eval()
-    boxes = [Instances((8, 8), label_scores=torch.zeros(k, 2)) for k in (3, 0)]
-    scores, logits = torch.tensor([[0.5, 0.9], [0.0, 0.0]]), torch.tensor([[4.0, 0], [1, -1]])
-    found = model._fuse_image(scores, logits, boxes)
+    boxes = [torch.tensor([[0.5, 0.9], [0.1, 0.0]]), torch.zeros(0, 2)]
+    found = model.image_scores(boxes, torch.tensor([[4.0, 0], [1, -1]]))
     nine = torch.tensor(9.0).log()  # the logit of 0.9
     wanted = torch.tensor([[1.0, 0.75 * nine], [1, -1]]).sigmoid()
     torch.testing.assert_close(found, wanted)

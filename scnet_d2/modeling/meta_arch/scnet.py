@@ -137,7 +137,9 @@ class SCNet(GeneralizedRCNN):
             output = self.image_predictor(seen, *image_label_targets(batched_inputs, box_scores))
             for name, loss in output.losses.items():
                 losses[f"loss_whole_{name.removeprefix('loss_')}"] = loss
-            image_scores = self._fuse_image(box_scores, output.logits, sampled)
+            image_scores = self._fuse_image(
+                box_scores, output.logits, [p.label_scores for p in sampled]
+            )
         _log_image_scores(image_scores.detach())
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             drawn = [(x, p) for x, p in zip(batched_inputs, proposals) if _has_boxes(x)]
@@ -182,11 +184,25 @@ class SCNet(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         proposals, _ = self._propose(images, features, batched_inputs, None)
         scored = self.roi_heads.score_boxes(images, features, proposals)
-        scores = torch.stack([self.aggregator(s.label_scores) for s in scored])
+        image_logits = None
         if self.image_predictor is not None:
             seen = self._image_features(images, features, proposals, scored)
-            scores = self._fuse_image(scores, self.image_predictor(seen).logits, scored)
-        return scores, scored
+            image_logits = self.image_predictor(seen).logits
+        return self.image_scores([s.label_scores for s in scored], image_logits), scored
+
+    def image_scores(
+        self, label_scores: list[torch.Tensor], image_logits: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(N, C) from fused scores (K, C) of the boxes of N images, and (N, C) of these as a whole.
+
+        Args:
+            label_scores: in [0, 1].
+            image_logits: of the image predictor; None where there is none.
+        """
+        scores = torch.stack([self.aggregator(s) for s in label_scores])
+        return (
+            scores if image_logits is None else self._fuse_image(scores, image_logits, label_scores)
+        )
 
     def _image_features(self, images, features, proposals, scored) -> ImageFeatures:
         """What the image predictor sees: also the proposals of each image, and their scores."""
@@ -195,15 +211,13 @@ class SCNet(GeneralizedRCNN):
         return ImageFeatures(features, images, self.backbone, boxes, label_scores)
 
     def _fuse_image(
-        self, scores: torch.Tensor, image_logits: torch.Tensor, boxes: list[Instances]
+        self, scores: torch.Tensor, image_logits: torch.Tensor, label_scores: list[torch.Tensor]
     ) -> torch.Tensor:
         """(N, C) scores from the aggregated ones of the boxes and the logits of the whole image."""
         image_logits = image_logits.float()
         weight = torch.full_like(image_logits, self.image_predictor_weight)
         # of an image without boxes the whole alone; without a branch, which tracing would freeze
-        counts = torch.stack(
-            [b.label_scores.new_ones(b.label_scores[:, :1].shape).sum() for b in boxes]
-        )
+        counts = torch.stack([s.new_ones(s[:, :1].shape).sum() for s in label_scores])
         weight = torch.where(counts[:, None] > 0, weight, 1.0)
         return torch.lerp(scores.logit(eps=LOGIT_EPS), image_logits, weight).sigmoid()
 
