@@ -73,6 +73,8 @@ class Plan:
         groups: metric -> classes over which it is the mean AP, null for all; the first one leads.
         reference: method that the others are compared with.
         also: further such methods, one table for each.
+        paired: methods whose difference to the reference is also given by size, occlusion and
+            number of the objects.
         published: method -> what its authors published; for a table of all metrics and the cost.
         xlabel: what the data sets' x is.
         trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
@@ -93,6 +95,7 @@ class Plan:
     trained: str = ""
     objects: str = ""
     also: tuple[str, ...] = ()
+    paired: tuple[str, ...] = ()
     published: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -130,14 +133,15 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts", "xlabel", "trained", "objects", "also", "published"}
+    required = known - {"opts", "xlabel", "trained", "objects", "also", "paired", "published"}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(
             f"{path}: missing keys {sorted(required - keys)}, unknown keys "
             f"{sorted(map(str, keys - known))}; {REMEDY}"
         )
-    for reference in (contents["reference"], *contents.get("also", ())):
+    named = (*contents.get("also", ()), *contents.get("paired", ()))
+    for reference in (contents["reference"], *named):
         if reference not in contents["methods"]:
             raise ValueError(f"{path}: reference '{reference}' is not one of its methods")
     return Plan(path, **contents)

@@ -57,6 +57,13 @@ class Scores(NamedTuple):
     ignored: np.ndarray  # (N, C) bool
 
 
+class Part(NamedTuple):
+    """Labels of objects of one size, or the like."""
+
+    name: str
+    out: np.ndarray  # (N, C) bool, present labels of other objects, which are left out
+
+
 class Difference(NamedTuple):
     """Paired difference to the reference in points, with 95 % intervals."""
 
@@ -86,13 +93,17 @@ class Comparison:
         """Methods with a finished cell."""
         return [method for method, seeds in self.seeds.items() if seeds]
 
-    def scores(self, method: str, seed: int, classes: list[str] | None) -> Scores:
+    def scores(
+        self, method: str, seed: int, classes: list[str] | None, part: Part | None = None
+    ) -> Scores:
         """What a cell's image scores are, over some classes."""
         cell = Cell(self.dataset, method, seed)
         if cell not in self._tables:
             self._tables[cell] = read_scores(self.plan.results / f"{cell}.npz")
         table = self._tables[cell].of_classes(classes)
-        return Scores(table.scores, table.labels, table.ignored)
+        if part is None:
+            return Scores(table.scores, table.labels, table.ignored)
+        return Scores(table.scores, table.labels & ~part.out, table.ignored | part.out)
 
     def values(self, method: str, group: str) -> np.ndarray:
         """Mean AP in percent, one for each finished seed."""
@@ -103,25 +114,29 @@ class Comparison:
             ]
         )
 
-    def _resampled(self, method: str, seed: int, group: str) -> tuple[float, np.ndarray]:
+    def _resampled(
+        self, method: str, seed: int, group: str, part: Part | None
+    ) -> tuple[float, np.ndarray]:
         """Mean AP of a cell, and of its replicates (R,); the images are the same for all cells."""
-        if (key := (method, seed, group)) not in self._kept:
-            scores = self.scores(method, seed, self.plan.groups[group])
+        if (key := (method, seed, group, part and part.name)) not in self._kept:
+            scores = self.scores(method, seed, self.plan.groups[group], part)
             replicates = bootstrap_map(*scores, replicates=REPLICATES)
             self._kept[key] = multilabel_metrics(*scores)["mAP"], replicates
         return self._kept[key]
 
-    def difference(self, method: str, reference: str, group: str) -> Difference | None:
+    def difference(
+        self, method: str, reference: str, group: str, part: Part | None = None
+    ) -> Difference | None:
         """Method - reference over the seeds that both have; None without one."""
         seeds = [s for s in self.seeds[method] if s in self.seeds[reference]]
         if not seeds:
             return None
         values, samples = [], []
         for seed in seeds:
-            pair = [self._resampled(name, seed, group) for name in (reference, method)]
+            pair = [self._resampled(name, seed, group, part) for name in (reference, method)]
             values.append(pair[1][0] - pair[0][0])
             samples.append(pair[1][1] - pair[0][1])
-        images = np.quantile(np.mean(samples, axis=0), [0.025, 0.975])
+        images = np.nanquantile(np.mean(samples, axis=0), [0.025, 0.975])
         return Difference(float(np.mean(values)), tuple(images), _t_interval(np.array(values)))
 
 
@@ -233,22 +248,44 @@ def by_object(comparison: Comparison, path: Path) -> Iterator[str]:
     """Mean AP and recall by size, occlusion and number of the objects.
 
     A label's group is that of its objects; present labels of other groups are left out. Recall is
-    that of all labels at a score of 0.5.
+    that of all labels at a score of 0.5. Of the methods in the plan's `paired` the difference to
+    the reference follows.
     """
-    classes = next(iter(comparison.plan.groups.values()))
-    for title, groups in read_objects(path, classes).groups().items():
+    plan, (lead, *_) = comparison.plan, comparison.plan.groups
+    for title, groups in read_objects(path, plan.groups[lead]).groups().items():
+        parts = [Part(f"{title}: {name}", out) for name, out in groups.items()]
         rows = []
         for method in comparison.methods:
-            cells = [comparison.scores(method, s, classes) for s in comparison.seeds[method]]
             found = [
-                [multilabel_metrics(x.scores, x.labels & ~out, x.ignored | out) for x in cells]
-                for out in groups.values()
+                [
+                    multilabel_metrics(*comparison.scores(method, s, plan.groups[lead], part))
+                    for s in comparison.seeds[method]
+                ]
+                for part in parts
             ]
             maps = (occlusion_test.mean_sd([x["mAP"] for x in f], ".2f") for f in found)
             recalls = (f"{np.mean([x['OR'] for x in f]):.1f}" for f in found)
             rows.append([method, *maps, *recalls])
         headers = [title, *groups, *(f"recall:\n{name}" for name in groups)]
         yield tabulate(rows, headers, disable_numparse=True)
+        rows = [
+            [
+                method,
+                *(
+                    _with_images(comparison.difference(method, plan.reference, lead, p))
+                    for p in parts
+                ),
+            ]
+            for method in plan.paired
+            if method in comparison.methods
+        ]
+        if rows:
+            headers = [f"{title}\n- {plan.reference} (images 95 %)", *groups]
+            yield tabulate(rows, headers, disable_numparse=True)
+
+
+def _with_images(difference: Difference) -> str:
+    return "{:+.2f} ({:+.1f} to {:+.1f})".format(difference.mean, *difference.images)
 
 
 # ---- Plots --------------------------------------------------------------------------------------
