@@ -106,12 +106,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--boxes", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--backend", default="auto", help="of optimize_for_inference")
     add_register_arguments(parser)
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE ... for the config")
     args = parser.parse_args(arguments)
     register_arguments(args)
     torch.set_num_threads(1)
-    predictor = SCNetPredictor.from_pretrained(
-        args.model, "cpu", ["DATALOADER.NUM_WORKERS", 0, "MODEL.SCNET.IMAGE_SCORES_ONLY", True]
-    )
+    opts = ["DATALOADER.NUM_WORKERS", 0, "MODEL.SCNET.IMAGE_SCORES_ONLY", True, *args.opts]
+    predictor = SCNetPredictor.from_pretrained(args.model, "cpu", opts)
     model = optimize_for_inference(predictor.model, backend=args.backend)
     truth = load_ground_truth(
         args.dataset, len(predictor.class_names), LabelPolicy.from_config(predictor.cfg)

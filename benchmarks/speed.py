@@ -32,10 +32,15 @@ from tqdm import tqdm
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "COCO-MultiLabel"
 LITE = str(CONFIGS.parent / "VOC-MultiLabel" / "scnet_EfficientNet_Lite0_FPN_256px.yaml")
 STOCK_R_50 = get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml")
-STOCK_LITE = (
-    "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
-    "MODEL.TIMM.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
-)  # fmt: skip
+# What the zoo's R-50 needs for networks of which the zoo has no Faster R-CNN.
+STOCK_OPTS = {
+    "R-18": ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    "Lite0": (
+        "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone",
+        "MODEL.TIMM.NAME", "tf_efficientnet_lite0",
+        "MODEL.TIMM.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
+    ),
+}  # fmt: skip
 # Backbone -> SCNet's config, and that of Detectron2's Faster R-CNN.
 BACKBONES = {
     "R-50": (
@@ -46,7 +51,8 @@ BACKBONES = {
         str(CONFIGS / "scnet_X_101_32x8d_FPN_paper.yaml"),
         get_config_file("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml"),
     ),
-    "Lite0": (LITE, STOCK_R_50),  # with `STOCK_LITE`: the zoo has none of this network
+    "R-18": (str(CONFIGS.parent / "VOC-MultiLabel" / "scnet_R_18_FPN_256px.yaml"), STOCK_R_50),
+    "Lite0": (LITE, STOCK_R_50),
 }
 
 
@@ -82,8 +88,8 @@ def load_config(setup: Setup) -> CfgNode:
     cfg = get_cfg()
     add_scnet_config(cfg)
     cfg.merge_from_file(BACKBONES[setup.backbone][setup.stock])
-    if setup.stock and setup.backbone == "Lite0":
-        cfg.merge_from_list(list(STOCK_LITE))
+    if setup.stock:
+        cfg.merge_from_list(list(STOCK_OPTS.get(setup.backbone, ())))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, *setup.opts])
     return cfg

@@ -85,7 +85,7 @@ def test_a_training_step_is_measured_beside_faster_rcnn(capsys, monkeypatch):
 def test_the_step_of_efficientnet_lite_is_measured_part_by_part(capsys, monkeypatch):
     monkeypatch.setattr(training, "measure", in_this_process)
     opts = ("MODEL.FPN.OUT_CHANNELS", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "8")
-    training.main(["--backbone", "Lite0", *TINY[: TINY.index("--opts") + 1], *opts])
+    training.main(["--parts", "--backbone", "Lite0", *TINY[: TINY.index("--opts") + 1], *opts])
     rows = json.loads(capsys.readouterr().out)["tables"]["training step"]
     assert [row["x naive"] for row in rows] == [1, 2, 3, 4, 5]
     naive, *_, shipped = training.parts_of_lite(Setup("", "Lite0"))
