@@ -9,6 +9,7 @@ torchvision: ResNet-50 as a classifier at 224 px, and its Faster R-CNN, both wit
 "images/s" is by the wall clock, which other work on the machine slows.
 
     python benchmarks/tagging.py --image PHOTO
+    python benchmarks/tagging.py --image PHOTO --images 128 --ray
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ from scnet_d2.inference import load_run
 from scnet_d2.inference.run import class_names
 from scnet_d2.tagging.local_engine import TagOptions, build_predictor, tag_locally
 from scnet_d2.tagging.output import TagOutput
+from scnet_d2.tagging.ray_engine import tag_with_ray
 
 import cv2
 import numpy as np
@@ -86,14 +89,21 @@ def model_alone(cfg, files: list[str], options: TagOptions) -> Cost:
     return cost_of(work)
 
 
-def tagger(cfg, files: list[str], options: TagOptions, output: Path) -> Cost:
-    """`scnet tag` after its first chunk, in which the model is loaded; lines are written."""
+def tagger(engine: Callable, files: list[str], options: TagOptions, output: Path) -> Cost:
+    """`scnet tag` after its first chunk, in which the model is loaded; lines are written.
+
+    Args:
+        engine: from an iterator of files, the context that yields their records.
+        files: the first chunk, and those that are timed.
+        options: that the engine has.
+        output: new file.
+    """
     settings = {"version": "", "weights": "", "thresholds": {}, "top_k": None}
     with TagOutput(output, "jsonl", settings) as out:
         list(out.finished())
 
         def work() -> int:
-            with tag_locally(cfg, iter(files), options, workers=1) as chunks:
+            with engine(iter(files)) as chunks:
                 return _after_the_first(chunks, out, started)
 
         started: list[float] = []
@@ -140,10 +150,18 @@ def measure(cfg, args: argparse.Namespace, folder: Path) -> dict[str, Cost]:
         np.zeros(len(names)), batch_size=args.batch, backend=args.backend, fast_jpeg=True
     )
     files = make_files(folder, args.image, args.width, plain.chunk_size + args.images)
+
+    def tag(name: str, options: TagOptions, engine: Callable, **of_engine) -> Cost:
+        start = partial(engine, cfg, options=options, **of_engine)
+        return tagger(start, files, options, folder / f"{name}.jsonl")
+
+    if args.ray:
+        actors = (1, 2)
+        return {f"Ray, actors: {n}": tag(f"{n}", plain, tag_with_ray, actors=n) for n in actors}
     return {
         "model alone": model_alone(cfg, files, plain),
-        "scnet tag": tagger(cfg, files, plain, folder / "plain.jsonl"),
-        "scnet tag --fast-jpeg": tagger(cfg, files, fast, folder / "fast.jsonl"),
+        "scnet tag": tag("plain", plain, tag_locally, workers=1),
+        "scnet tag --fast-jpeg": tag("fast", fast, tag_locally, workers=1),
         "loop, ResNet-50 at 224 px": plain_loop(resnet50().eval(), files, 224, False),
         "loop, Faster R-CNN": plain_loop(
             fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval(), files, None, True
@@ -153,6 +171,11 @@ def measure(cfg, args: argparse.Namespace, folder: Path) -> dict[str, Cost]:
 
 def to_text(costs: dict[str, Cost]) -> str:
     """A row for each way; the ratio is of processor time, that of the model alone over it."""
+    if "model alone" not in costs:  # Ray: its processes are not this one's
+        rates = {name: 1 / cost.wall for name, cost in costs.items()}
+        first = next(iter(rates.values()))
+        rows = [{"way": n, "images/s": r, "x the first": r / first} for n, r in rates.items()]
+        return tabulate(rows, headers="keys", floatfmt=".2f")
     alone = costs["model alone"].own
     rows = [
         {
@@ -178,6 +201,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=64, help="that are timed")
     parser.add_argument("--batch", type=int, default=4, help="images that go together")
     parser.add_argument("--backend", default="auto", help="of optimize_for_inference")
+    parser.add_argument(
+        "--ray", action="store_true", help="one actor and two; needs as many cores without work"
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     cfg = load_run(args.model, opts=["MODEL.DEVICE", "cpu"])
