@@ -98,15 +98,19 @@ def study(run: Path, dataset: str, classes: list[str]) -> dict[str, float]:
     }
 
 
-def to_text(results: dict[str, list[float]]) -> str:
+def to_text(
+    results: dict[str, list[float]],
+    default: str = DEFAULT,
+    title: str = "fusion or aggregation",
+) -> str:
     """Mean over the runs, and the paired difference to the default with its range."""
-    default = np.array(results[DEFAULT])
+    reference = np.array(results[default])
     rows = []
     for name, values in results.items():
-        difference = np.array(values) - default
+        difference = np.array(values) - reference
         spread = f"{difference.min():+.2f} to {difference.max():+.2f}"
         rows.append([name, np.mean(values), difference.mean(), spread])
-    headers = ["fusion or aggregation", "mAP", f"- '{DEFAULT}'", "over the runs"]
+    headers = [title, "mAP", f"- '{default}'", "over the runs"]
     return tabulate(rows, headers, floatfmt=("", ".2f", "+.2f"))
 
 

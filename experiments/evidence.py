@@ -29,6 +29,7 @@ from scnet_d2.outputs import replacing, write_json
 import compare_fusion
 import context_ratios
 import cost
+import fusion_weights
 import label_relations
 import numpy as np
 import occlusion_test
@@ -350,20 +351,30 @@ def curve_plot(comparisons: list[Comparison], path: Path, xlabel: str) -> None:
 
 
 def fusion_plot(study: dict, path: Path) -> None:
-    """Difference of every fusion and aggregation to the default, a dot for each run."""
-    default = np.array(study["mAP"][compare_fusion.DEFAULT])
-    names = list(study["mAP"])
+    """Difference of every fusion and aggregation to the default."""
+    _difference_plot(study["mAP"], compare_fusion.DEFAULT, study["dataset"], path)
+
+
+def weights_plot(study: dict, path: Path) -> None:
+    """Difference of every choice of weights to even ones."""
+    values = fusion_weights.map_of_runs(study["runs"])
+    _difference_plot(values, fusion_weights.EVEN, study["dataset"], path)
+
+
+def _difference_plot(values: dict[str, list[float]], reference: str, title: str, path: Path):
+    """Difference of the mAP of each name to that of one of them, a dot for each run."""
+    default, names = np.array(values[reference]), list(values)
     figure = Figure((7.5, 0.32 * len(names) + 1.2), layout="constrained")
     axis = figure.subplots()
     for y, name in enumerate(names):
-        difference = np.array(study["mAP"][name]) - default
+        difference = np.array(values[name]) - default
         axis.plot(difference, np.full(len(default), y), "o", color="#2b6cb0", alpha=0.7)
         axis.plot([difference.mean()] * 2, [y - 0.3, y + 0.3], color="black")
     axis.axvline(0, color="grey", linewidth=0.8)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
-    axis.set(xlabel="mAP - default, points", title=study["dataset"])
+    axis.set(xlabel="mAP - default, points", title=title)
     save_figure(figure, path)
 
 
@@ -432,6 +443,7 @@ def relation_plot(study: dict, path: Path) -> None:
 
 # Of a stored file: how it is printed and drawn.
 STUDIES: dict[str, tuple[Callable[[dict], str], Callable[[dict, Path], None]]] = {
+    "weights": (lambda study: fusion_weights.to_text(study["runs"]), weights_plot),
     "fusion": (lambda study: compare_fusion.to_text(study["mAP"]), fusion_plot),
     "occlusion": (lambda study: occlusion_test.to_text(study["runs"]), occlusion_plot),
     "ratios": (lambda study: context_ratios.to_text(study["groups"]), ratio_plot),

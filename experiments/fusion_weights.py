@@ -20,6 +20,7 @@ from scnet_d2.inference import load_run
 from scnet_d2.modeling import SCNet
 from scnet_d2.outputs import new_file, write_json
 
+import compare_fusion
 import numpy as np
 import torch
 from branch_scores import BranchScores, record
@@ -99,19 +100,22 @@ def _pick(every: np.ndarray, each: np.ndarray) -> np.ndarray:
     return np.take_along_axis(every, each[None, None], axis=0)[0]
 
 
+def map_of_runs(runs: dict[str, dict]) -> dict[str, list[float]]:
+    """Name of the weights -> mAP of each run."""
+    names = next(iter(runs.values()))["mAP"]
+    return {name: [run["mAP"][name] for run in runs.values()] for name in names}
+
+
 def to_text(runs: dict[str, dict]) -> str:
-    """Mean over the runs and the difference to even weights with its range; then the weights."""
-    even = np.array([run["mAP"][EVEN] for run in runs.values()])
-    rows = []
-    for name in next(iter(runs.values()))["mAP"]:
-        values = np.array([run["mAP"][name] for run in runs.values()])
-        difference = values - even
-        spread = f"{difference.min():+.2f} to {difference.max():+.2f}"
-        rows.append([name, values.mean(), difference.mean(), spread])
-    text = tabulate(rows, ["", "mAP", f"- {EVEN}", "runs"], floatfmt=("", ".2f", "+.2f"))
+    """The mAP of all weights, and those that are learned."""
     learned = [[name, *run["weights"]] for name, run in runs.items()]
     branches = next(iter(runs.values()))["branches"]
-    return f"{text}\n\n{tabulate(learned, ['learned weights', *branches], floatfmt='.3f')}"
+    return "\n\n".join(
+        [
+            compare_fusion.to_text(map_of_runs(runs), EVEN, "weights"),
+            tabulate(learned, ["learned", *branches], floatfmt=".3f"),
+        ]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
