@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of trained runs")
     parser.add_argument("--dataset", required=True, nargs="+", help="names of registered data sets")
+    parser.add_argument("--title", help="of the table (default: the data sets)")
     parser.add_argument("--classes", nargs="+", default=[], help="default: all")
     parser.add_argument("--output", type=new_file, help="new JSON file for the values")
     add_register_arguments(parser)
@@ -133,7 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     runs = {run.name: study(run, args.dataset, args.classes) for run in args.runs}
     print(to_text(runs))
     if args.output:
-        write_json(args.output, {"dataset": " + ".join(args.dataset), "runs": runs})
+        title = args.title or " + ".join(args.dataset)
+        write_json(args.output, {"dataset": title, "runs": runs})
 
 
 if __name__ == "__main__":
