@@ -76,6 +76,8 @@ class Plan:
         paired: methods whose difference to the reference is also given by size, occlusion and
             number of the objects.
         published: method -> what its authors published; for a table of all metrics and the cost.
+        protocols: method -> how its authors count the metrics, where it is not the usual way; a
+            name of PROTOCOLS in evidence.py.
         xlabel: what the data sets' x is.
         trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
             same method and seed, which --work still has, are evaluated.
@@ -97,6 +99,7 @@ class Plan:
     also: tuple[str, ...] = ()
     paired: tuple[str, ...] = ()
     published: dict[str, str] = field(default_factory=dict)
+    protocols: dict[str, str] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -133,7 +136,16 @@ def read_plan(path: Path) -> Plan:
     """
     contents = yaml.safe_load(path.read_text())
     known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {"opts", "xlabel", "trained", "objects", "also", "paired", "published"}
+    required = known - {
+        "opts",
+        "xlabel",
+        "trained",
+        "objects",
+        "also",
+        "paired",
+        "published",
+        "protocols",
+    }
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(

@@ -48,6 +48,11 @@ QUOTED = re.compile(r"(<!-- (\S+\.txt) (\d+) -->\n```\n)(.*?)(?=\n```)", re.DOTA
 REPLICATES = 1000
 FEWEST = 10  # boxes of a group that is drawn
 METRICS = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+# How authors count -> what they print in the place of METRICS.
+PROTOCOLS = {
+    "the three highest scores": [f"{name}_top3" for name in METRICS],
+    "CF1 is the mean over classes": ["CP", "CR", "CF1_mean", "OP", "OR", "OF1"],
+}
 
 
 class Scores(NamedTuple):
@@ -177,6 +182,8 @@ def tables(comparison: Comparison) -> Iterator[str]:
         yield table(comparison, reference)
     if plan.published:
         yield all_metrics(comparison)
+    if plan.protocols:
+        yield metrics_as_published(comparison)
     if plan.objects:
         yield by_class(comparison)
         yield from by_object(comparison, plan.path.parent / plan.objects)
@@ -184,23 +191,39 @@ def tables(comparison: Comparison) -> Iterator[str]:
 
 def all_metrics(comparison: Comparison) -> str:
     """Metrics at a score of 0.5 over the lead group's classes, mean over the seeds; and cost."""
-    plan, (classes, *_) = comparison.plan, comparison.plan.groups.values()
+    plan = comparison.plan
     stored = plan.results / cost.FILE
     costs = json.loads(stored.read_text())["methods"] if stored.exists() else {}
     rows = []
     for method in comparison.methods:
-        seeds = [
-            multilabel_metrics(*comparison.scores(method, s, classes))
-            for s in comparison.seeds[method]
-        ]
-        means = [f"{np.mean([x[name] for x in seeds]):.1f}" for name in METRICS]
         cpu = [""] * 3
         if x := costs.get(method):
             cpu = [f"{x['trained'] / 1e6:.2f}", f"{x['ms']:.0f}", f"{x['step_ms'] / 1000:.2f}"]
+        means = mean_metrics(comparison, method, METRICS)
         rows.append([method, *means, *cpu, plan.published.get(method, "")])
     headers = ["", *METRICS, "M", "ms", "s", "published: COCO/VOC"]
     note = "M: million trained parameters; ms: CPU time of an image; s: of a training step"
     return f"{tabulate(rows, headers, disable_numparse=True)}\n{note}"
+
+
+def mean_metrics(comparison: Comparison, method: str, names: Iterable[str]) -> list[str]:
+    """Metrics over the lead group's classes, mean over the seeds."""
+    classes = next(iter(comparison.plan.groups.values()))
+    seeds = [
+        multilabel_metrics(*comparison.scores(method, s, classes)) for s in comparison.seeds[method]
+    ]
+    return [f"{np.mean([x[name] for x in seeds]):.1f}" for name in names]
+
+
+def metrics_as_published(comparison: Comparison) -> str:
+    """Of methods whose authors count otherwise, the metrics as they count them."""
+    kept = [m for m in comparison.plan.protocols if m in comparison.methods]
+    rows = [
+        [m, *mean_metrics(comparison, m, PROTOCOLS[p]), p]
+        for m in kept
+        for p in [comparison.plan.protocols[m]]
+    ]
+    return tabulate(rows, ["as published", *METRICS, "counted"], disable_numparse=True)
 
 
 def plan_tables(plan: Plan, comparisons: list[Comparison]) -> Iterator[str]:
