@@ -152,10 +152,12 @@ def read_plan(path: Path) -> Plan:
             f"{path}: missing keys {sorted(required - keys)}, unknown keys "
             f"{sorted(map(str, keys - known))}; {REMEDY}"
         )
-    named = (*contents.get("also", ()), *contents.get("paired", ()))
-    for reference in (contents["reference"], *named):
-        if reference not in contents["methods"]:
-            raise ValueError(f"{path}: reference '{reference}' is not one of its methods")
+    named = {"reference": [contents["reference"]]}
+    named |= {key: contents.get(key, ()) for key in ("also", "paired", "published", "protocols")}
+    for key, methods in named.items():
+        for method in methods:
+            if method not in contents["methods"]:
+                raise ValueError(f"{path}: {key} names '{method}', not one of its methods")
     return Plan(path, **contents)
 
 

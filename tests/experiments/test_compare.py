@@ -1,5 +1,6 @@
 """compare.py and evidence.py: plans, cells that are kept or done again, statistics."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -109,8 +110,9 @@ def test_shipped_plans_can_be_read_and_set_known_keys():
     ("changes", "message"),
     [
         ({"method": {}}, r"unknown keys \['method'\]"),
-        ({"reference": "c"}, "reference 'c' is not one of its methods"),
-        ({"also": ["d"]}, "reference 'd' is not one of its methods"),
+        ({"reference": "c"}, "reference names 'c', not one of its methods"),
+        ({"also": ["d"]}, "also names 'd', not one of its methods"),
+        ({"protocols": {"e": "x"}}, "protocols names 'e', not one of its methods"),
     ],
 )
 def test_plan_with_a_wrong_key_is_refused(tmp_path, changes, message):
@@ -226,6 +228,35 @@ def test_bootstrap_draws_the_same_images_for_both(finished):
         store(finished, compare.Cell("own", "b", seed), scores["a"], labels)
     difference = evidence.Comparison(finished, "own").difference("a", "b", "mAP")
     assert (difference.mean, *difference.images) == (0, 0, 0)
+
+
+def test_difference_of_a_part_leaves_out_labels_of_other_objects(finished):
+    """The part has half of the labels; b is given a's scores for the other half."""
+    out = np.zeros((200, 3), bool)
+    out[::2] = made_scores(1)[0][::2]  # present labels alone
+    for seed in finished.seeds:
+        labels, scores = made_scores(seed)
+        b = np.where(out, scores["b"], scores["a"])
+        store(finished, compare.Cell("own", "b", seed), b, labels)
+    comparison = evidence.Comparison(finished, "own")
+    assert comparison.difference("a", "b", "mAP").mean > 1
+    part = comparison.difference("a", "b", "mAP", evidence.Part("odd", out))
+    assert (part.mean, *part.images) == (0, 0, 0)
+
+
+def test_metrics_are_counted_as_the_authors_count_them(finished):
+    three, mean = evidence.PROTOCOLS
+    plan = dataclasses.replace(
+        finished, protocols={"a": mean, "b": three}, seeds=[1], groups={"mAP": None}
+    )
+    labels = np.array([[True, True, True, True], [True, False, False, False]])
+    scores = np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.1, 0.1, 0.1]], np.float32)
+    for method in "ab":
+        store(plan, compare.Cell("own", method, 1), scores, labels, names=tuple("wxyz"))
+    rows = evidence.metrics_as_published(evidence.Comparison(plan, "own")).splitlines()[2:]
+    # all found, so all F1 are 1; of the three highest the fourth class is not, so 4 of 5 labels
+    assert rows[0].split()[:7] == ["a", *["100.0"] * 6]
+    assert rows[1].split()[:7] == ["b", "75.0", "75.0", "75.0", "100.0", "80.0", "88.9"]
 
 
 def test_evidence_prints_draws_and_stores(finished, capsys):
