@@ -76,6 +76,7 @@ def _compile(network: Backbone, names: list[str]):
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # two processes would share one core
     }
     return openvino.Core().compile_model(model, "CPU", settings)
 

@@ -145,6 +145,8 @@ def test_weights_are_not_loaded_into_what_openvino_has_compiled():
     pytest.importorskip("openvino", reason="pip install 'scnet_d2[openvino]'")
     model = optimize_for_inference(small_model(), backend="openvino")
     assert isinstance(model.backbone.bottom_up, OpenVINONetwork)
+    compiled = model.backbone.bottom_up._request.get_compiled_model()
+    assert not compiled.get_property("ENABLE_CPU_PINNING")  # processes would share a core
     with pytest.raises(RuntimeError, match="OpenVINO has its weights compiled in"):
         model.load_state_dict(model.state_dict())
 
