@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,17 +135,9 @@ def read_plan(path: Path) -> Plan:
         ValueError: names a key that is missing or unknown.
     """
     contents = yaml.safe_load(path.read_text())
-    known = {f.name for f in fields(Plan)} - {"path"}
-    required = known - {
-        "opts",
-        "xlabel",
-        "trained",
-        "objects",
-        "also",
-        "paired",
-        "published",
-        "protocols",
-    }
+    own = [f for f in fields(Plan) if f.name != "path"]
+    known = {f.name for f in own}
+    required = {f.name for f in own if f.default is f.default_factory is MISSING}
     if not isinstance(contents, dict) or not required <= contents.keys() <= known:
         keys = set(contents) if isinstance(contents, dict) else set()
         raise ValueError(
