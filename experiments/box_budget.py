@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 from scnet_command.arguments import add_register_arguments
-from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
@@ -25,22 +24,11 @@ from scnet_d2.outputs import new_file, write_json
 
 import numpy as np
 import torch
-from branch_scores import Recorder
-from detectron2.config import CfgNode
+from branch_scores import Recorder, load_model
 from tabulate import tabulate
 from tqdm import tqdm
 
 NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
-
-
-def load_model(cfg: CfgNode, boxes: int, dataset: str) -> tuple[SCNet, object]:
-    """The model of a run, predicting from up to `boxes` boxes, and the loader of a data set."""
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = boxes
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(boxes, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST)
-    model = Trainer.build_model(cfg).eval()
-    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    return model, Trainer.build_test_loader(cfg, dataset)
 
 
 @torch.no_grad()
@@ -65,7 +53,9 @@ def predict(model: SCNet, loader, numbers: list[int]) -> tuple[dict[int, np.ndar
 def study(run: Path, dataset: str, numbers: list[int], classes: list[str]) -> dict[str, object]:
     """Mean AP in percent for each number of boxes, and the boxes per image, for one run."""
     cfg = load_run(run)
-    model, loader = load_model(cfg, max(numbers), dataset)
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = max(numbers)
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(*numbers, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST)
+    model, loader = load_model(cfg), Trainer.build_test_loader(cfg, dataset)
     names = list(cfg.DATASETS.CLASS_NAMES)
     columns = [names.index(name) for name in classes or names]
     truth = load_ground_truth(dataset, len(names), LabelPolicy.from_config(cfg))

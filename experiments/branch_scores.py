@@ -66,6 +66,14 @@ class Recorder:
             hook.remove()
 
 
+def load_model(cfg: CfgNode) -> SCNet:
+    """The model of a run, as its evaluation builds it."""
+    model = Trainer.build_model(cfg).eval()
+    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model
+
+
 @torch.no_grad()
 def record(
     cfg: CfgNode, datasets: list[str], classes: list[str]
@@ -80,9 +88,7 @@ def record(
     Returns:
         `(model, images, labels, ignored)`; the last two are (N, C) bool.
     """
-    model = Trainer.build_model(cfg).eval()
-    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    model = load_model(cfg)
     recorder = Recorder(model)
     for dataset in datasets:
         for batch in tqdm(Trainer.build_test_loader(cfg, dataset), desc=dataset, delay=5):

@@ -217,11 +217,10 @@ def mean_metrics(comparison: Comparison, method: str, names: Iterable[str]) -> l
 
 def metrics_as_published(comparison: Comparison) -> str:
     """Of methods whose authors count otherwise, the metrics as they count them."""
-    kept = [m for m in comparison.plan.protocols if m in comparison.methods]
     rows = [
-        [m, *mean_metrics(comparison, m, PROTOCOLS[p]), p]
-        for m in kept
-        for p in [comparison.plan.protocols[m]]
+        [method, *mean_metrics(comparison, method, PROTOCOLS[protocol]), protocol]
+        for method, protocol in comparison.plan.protocols.items()
+        if method in comparison.methods
     ]
     return tabulate(rows, ["as published", *METRICS, "counted"], disable_numparse=True)
 

@@ -17,7 +17,7 @@ from scnet_command.arguments import add_register_arguments
 from scnet_d2.data import register_arguments
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.inference import load_run
-from scnet_d2.modeling import SCNet
+from scnet_d2.modeling import SCNet, ScoreFusion
 from scnet_d2.outputs import new_file, write_json
 
 import compare_fusion
@@ -41,12 +41,14 @@ def grid(branches: int) -> np.ndarray:
 
 def weighted_scores(model: SCNet, images: list[BranchScores], weights: np.ndarray) -> np.ndarray:
     """(N, C) image scores of a model whose branches have these weights (B,)."""
-    confident = model.roi_heads.fusion.use_patch_confidence
+    fusion = ScoreFusion(
+        weights=dict(zip(images[0].branches, weights.tolist(), strict=True)),
+        use_patch_confidence=model.roi_heads.fusion.use_patch_confidence,
+    )
     scores = []
     for x in images:
-        fused = sum(w * s for w, s in zip(weights.tolist(), x.branches.values(), strict=True))
-        fused = fused * x.patch_confidence[:, None] if confident else fused
-        scores.append(x.image_scores(model, fused))
+        logits = {name: s.logit() for name, s in x.branches.items()}
+        scores.append(x.image_scores(model, fusion(logits, x.patch_confidence.logit())))
     return torch.stack(scores).numpy()
 
 

@@ -10,13 +10,13 @@ import argparse
 from pathlib import Path
 
 from scnet_command.arguments import add_register_arguments
-from scnet_d2.checkpoint import SCNetCheckpointer
 from scnet_d2.data import LabelPolicy, register_arguments
 from scnet_d2.engine import Trainer
 from scnet_d2.evaluation import multilabel_metrics
 from scnet_d2.evaluation.multilabel_evaluator import load_ground_truth
 from scnet_d2.inference import load_run, optimize_for_inference
 
+import branch_scores
 import numpy as np
 import torch
 from tabulate import tabulate
@@ -29,10 +29,7 @@ TOLERANCE = 0.02
 
 def load_model(run: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model of a run in float32; optimised where `dtype` is given."""
-    cfg = load_run(run, opts=["SOLVER.AMP.CPU", False])
-    model = Trainer.build_model(cfg).eval()
-    checkpointer = SCNetCheckpointer(model, require_all=True, class_names=cfg.DATASETS.CLASS_NAMES)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    model = branch_scores.load_model(load_run(run, opts=["SOLVER.AMP.CPU", False]))
     return model if dtype is None else optimize_for_inference(model, dtype)
 
 
