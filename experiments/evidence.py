@@ -88,7 +88,7 @@ class Comparison:
     def __init__(self, plan: Plan, dataset: str):
         self.plan = plan
         self.dataset = dataset
-        self._tables, self._kept = {}, {}
+        self._tables, self._metrics, self._kept = {}, {}, {}
         self.seeds = {
             method: [s for s in plan.seeds if plan.result(Cell(dataset, method, s))]
             for method in plan.methods
@@ -111,23 +111,25 @@ class Comparison:
             return Scores(table.scores, table.labels, table.ignored)
         return Scores(table.scores, table.labels & ~part.out, table.ignored | part.out)
 
-    def values(self, method: str, group: str) -> np.ndarray:
-        """Mean AP in percent, one for each finished seed."""
-        return np.array(
-            [
-                multilabel_metrics(*self.scores(method, seed, self.plan.groups[group]))["mAP"]
+    def metrics(self, method: str, group: str, part: Part | None = None) -> list[dict[str, float]]:
+        """All metrics in percent, for each finished seed."""
+        key = method, group, part and part.name
+        if key not in self._metrics:
+            self._metrics[key] = [
+                multilabel_metrics(*self.scores(method, seed, self.plan.groups[group], part))
                 for seed in self.seeds[method]
             ]
-        )
+        return self._metrics[key]
 
-    def _resampled(
-        self, method: str, seed: int, group: str, part: Part | None
-    ) -> tuple[float, np.ndarray]:
-        """Mean AP of a cell, and of its replicates (R,); the images are the same for all cells."""
+    def values(self, method: str, group: str, part: Part | None = None) -> np.ndarray:
+        """Mean AP in percent, one for each finished seed."""
+        return np.array([metrics["mAP"] for metrics in self.metrics(method, group, part)])
+
+    def _resampled(self, method: str, seed: int, group: str, part: Part | None) -> np.ndarray:
+        """Mean AP of a cell's replicates (R,); the images are the same for all cells."""
         if (key := (method, seed, group, part and part.name)) not in self._kept:
             scores = self.scores(method, seed, self.plan.groups[group], part)
-            replicates = bootstrap_map(*scores, replicates=REPLICATES)
-            self._kept[key] = multilabel_metrics(*scores)["mAP"], replicates
+            self._kept[key] = bootstrap_map(*scores, replicates=REPLICATES)
         return self._kept[key]
 
     def difference(
@@ -137,13 +139,18 @@ class Comparison:
         seeds = [s for s in self.seeds[method] if s in self.seeds[reference]]
         if not seeds:
             return None
-        values, samples = [], []
-        for seed in seeds:
-            pair = [self._resampled(name, seed, group, part) for name in (reference, method)]
-            values.append(pair[1][0] - pair[0][0])
-            samples.append(pair[1][1] - pair[0][1])
+        before, after = (
+            dict(zip(self.seeds[name], self.values(name, group, part)))
+            for name in (reference, method)
+        )
+        values = np.array([after[seed] - before[seed] for seed in seeds])
+        samples = [
+            self._resampled(method, seed, group, part)
+            - self._resampled(reference, seed, group, part)
+            for seed in seeds
+        ]
         images = np.nanquantile(np.mean(samples, axis=0), [0.025, 0.975])
-        return Difference(float(np.mean(values)), tuple(images), _t_interval(np.array(values)))
+        return Difference(float(values.mean()), tuple(images), _t_interval(values))
 
 
 def _t_interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -208,10 +215,7 @@ def all_metrics(comparison: Comparison) -> str:
 
 def mean_metrics(comparison: Comparison, method: str, names: Iterable[str]) -> list[str]:
     """Metrics over the lead group's classes, mean over the seeds."""
-    classes = next(iter(comparison.plan.groups.values()))
-    seeds = [
-        multilabel_metrics(*comparison.scores(method, s, classes)) for s in comparison.seeds[method]
-    ]
+    seeds = comparison.metrics(method, next(iter(comparison.plan.groups)))
     return [f"{np.mean([x[name] for x in seeds]):.1f}" for name in names]
 
 
@@ -279,13 +283,7 @@ def by_object(comparison: Comparison, path: Path) -> Iterator[str]:
         parts = [Part(f"{title}: {name}", out) for name, out in groups.items()]
         rows = []
         for method in comparison.methods:
-            found = [
-                [
-                    multilabel_metrics(*comparison.scores(method, s, plan.groups[lead], part))
-                    for s in comparison.seeds[method]
-                ]
-                for part in parts
-            ]
+            found = [comparison.metrics(method, lead, part) for part in parts]
             maps = (occlusion_test.mean_sd([x["mAP"] for x in f], ".2f") for f in found)
             recalls = (f"{np.mean([x['OR'] for x in f]):.1f}" for f in found)
             rows.append([method, *maps, *recalls])

@@ -203,11 +203,12 @@ def _draw_counts(num_images: int, replicates: int, seed: int) -> Iterator[torch.
     rng = np.random.default_rng(seed)
     size = max(1, CHUNK_ENTRIES // num_images)
     for start in range(0, replicates, size):
-        counts = torch.empty(min(size, replicates - start), num_images)
-        for row in counts:
-            drawn = rng.integers(num_images, size=num_images)
-            row.copy_(torch.from_numpy(np.bincount(drawn, minlength=num_images)))
-        yield counts.T.contiguous()
+        chunk = min(size, replicates - start)
+        # a whole chunk at once: the numbers are those of a call for each replicate
+        drawn = rng.integers(num_images, size=(chunk, num_images))
+        drawn += np.arange(chunk)[:, None] * num_images
+        counts = np.bincount(drawn.ravel(), minlength=chunk * num_images)
+        yield torch.from_numpy(counts).view(chunk, num_images).T.float().contiguous()
 
 
 def _resampled_ap(ranked: _RankedClass, counts: torch.Tensor) -> np.ndarray:
