@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 REPO = Path(__file__).resolve().parent.parent
 LAYOUT = "{l_bar}{bar}| {n:.1f}/{total} cells [{elapsed}<{remaining}]"
+DETECTION_AP = "TEST.DETECTION_AP"
 REMEDY = "see experiments/results/*.yaml for examples"
 
 
@@ -264,7 +265,18 @@ def run_cell(plan: Plan, cell: Cell, work: Path, bar: tqdm, features: Path | Non
     for local in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
         result["opts"].pop(local, None)
     result["seconds"] = round(time.perf_counter() - start)
-    return result | store_scores(plan, cell, scores) | environment()
+    boxes = {"boxes": detection_ap(folder / "metrics.json")} if opts.get(DETECTION_AP) else {}
+    return result | store_scores(plan, cell, scores) | boxes | environment()
+
+
+def detection_ap(metrics: Path) -> dict[str, float]:
+    """AP50 and AP75 of a run's detections in percent, mean over its test sets; 0 without any."""
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    found = {
+        name: [value for key, value in last.items() if key.endswith(f"/bbox/{name}")]
+        for name in ("AP50", "AP75")
+    }
+    return {name: round(float(np.mean(values or 0)), 4) for name, values in found.items()}
 
 
 def _follow(process: subprocess.Popen, metrics: Path, iterations: int, bar: tqdm) -> None:

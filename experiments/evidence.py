@@ -33,7 +33,7 @@ import fusion_weights
 import label_relations
 import numpy as np
 import occlusion_test
-from compare import LAYOUT, Cell, Plan, read_plan, run_cell
+from compare import DETECTION_AP, LAYOUT, Cell, Plan, read_plan, run_cell
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from tabulate import tabulate
@@ -187,6 +187,8 @@ def tables(comparison: Comparison) -> Iterator[str]:
     also = [method for method in plan.also if method in comparison.methods]
     for reference in (plan.reference, *also):
         yield table(comparison, reference)
+    if plan.opts.get(DETECTION_AP):
+        yield boxes(comparison)
     if plan.published:
         yield all_metrics(comparison)
     if plan.protocols:
@@ -194,6 +196,18 @@ def tables(comparison: Comparison) -> Iterator[str]:
     if plan.objects:
         yield by_class(comparison)
         yield from by_object(comparison, plan.path.parent / plan.objects)
+
+
+def boxes(comparison: Comparison) -> str:
+    """AP of the detections of every method, mean ± sd over the seeds."""
+    rows = []
+    for method in comparison.methods:
+        cells = [Cell(comparison.dataset, method, s) for s in comparison.seeds[method]]
+        found = [comparison.plan.result(cell)["boxes"] for cell in cells]
+        rows.append(
+            [method, *(occlusion_test.mean_sd([x[n] for x in found], ".1f") for n in found[0])]
+        )
+    return tabulate(rows, ["boxes", *found[0]], disable_numparse=True)
 
 
 def all_metrics(comparison: Comparison) -> str:

@@ -135,7 +135,8 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     """One real cell; a folder that a killed run left behind is not taken for a result."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(compare, "subprocess", FORKED)
-    plan, work = write_plan(tmp_path), tmp_path / "work"
+    opts = PLAN["opts"] | {compare.DETECTION_AP: True}
+    plan, work = write_plan(tmp_path, opts=opts), tmp_path / "work"
     left_behind = work / "plan" / "own-a-1"
     left_behind.mkdir(parents=True)
     (left_behind / "last_checkpoint").write_text("model_0000001.pth")
@@ -144,6 +145,7 @@ def test_cells_run_once_and_a_killed_one_again(tmp_path, monkeypatch):
     assert (result["dataset"], result["method"], result["seed"]) == ("own", "a", 1)
     assert set(result["metrics"]) == {"mAP", "pair"}
     assert result["versions"]["torch"]
+    assert 0 <= result["boxes"]["AP75"] <= result["boxes"]["AP50"] <= 100
     bounds = json.loads((tmp_path / "plan" / "own-bounds.json").read_text())
     assert bounds["context-blind detector"]["mAP"] > bounds["class prevalence"]["mAP"]
 
@@ -257,6 +259,21 @@ def test_metrics_are_counted_as_the_authors_count_them(finished):
     # all found, so all F1 are 1; of the three highest the fourth class is not, so 4 of 5 labels
     assert rows[0].split()[:7] == ["a", *["100.0"] * 6]
     assert rows[1].split()[:7] == ["b", "75.0", "75.0", "75.0", "100.0", "80.0", "88.9"]
+
+
+def test_ap_of_boxes_is_the_mean_over_test_sets_and_has_a_table(finished, tmp_path):
+    last = {"iteration": 2, "x/bbox/AP50": 20.0, "y/bbox/AP50": 30.0, "y/bbox/AP50-car": 90.0}
+    last |= {"x/bbox/AP75": 1.0, "y/bbox/AP75": 4.0, "x/multilabel/mAP": 70.0}
+    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n' + json.dumps(last) + "\n")
+    found = compare.detection_ap(tmp_path / "metrics.json")
+    assert found == {"AP50": 25.0, "AP75": 2.5}
+    plan = dataclasses.replace(finished, opts={compare.DETECTION_AP: True})
+    for cell in plan.cells():
+        better = {"boxes": {k: v + 2 * (cell.seed - 1) for k, v in found.items()}}
+        compare.write_result(plan, cell, plan.result(cell) | better)
+    rows = evidence.boxes(evidence.Comparison(plan, "own")).splitlines()
+    assert rows[0].split() == ["boxes", "AP50", "AP75"]
+    assert re.split(r"  +", rows[2].strip()) == ["a", "26.0 ± 1.4", "3.5 ± 1.4"]
 
 
 def test_evidence_prints_draws_and_stores(finished, capsys):

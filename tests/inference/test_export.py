@@ -32,6 +32,7 @@ BRANCHES = {
     "three": (
         "MODEL.SCNET.RELATION.ENABLED", True, "MODEL.SCNET.CONTEXT.RATIOS", [1.0, 2.5],
         "MODEL.SCNET.RELATION.MAX_KEYS", 20, "MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True,
+        "MODEL.SCNET.OBJECT.LOCATION_CONV_DIM", 32,
     ),
 }  # fmt: skip
 SIZES = ((96, 128), (161, 97), (40, 300), (12, 8))  # height, width; 224 x 320 is traced

@@ -5,6 +5,7 @@ import math
 import pickle
 
 from scnet_d2.modeling import SCNetROIHeads, object_label_targets
+from scnet_d2.modeling.roi_heads.branches import Patches
 from scnet_d2.modeling.roi_heads.context_boxes import best_boxes
 
 import pytest
@@ -194,6 +195,27 @@ def test_the_average_head_gives_each_box_the_mean_of_its_part_of_the_image():
     boxes = [Boxes(torch.tensor([[80.0, 20, 120, 60], [10, 20, 50, 60]]))]
     found = heads.context_head.box_features(features, boxes)
     torch.testing.assert_close(found, torch.tensor([[4.0], [0]]).expand(2, 64))
+
+
+@pytest.mark.parametrize("conv_dim", [0, 64])
+def test_a_location_head_knows_where_in_its_box_an_object_lies(conv_dim):
+    cfg = small_config(
+        "MODEL.ROI_BOX_HEAD.NAME", "AveragePoolHead",
+        "MODEL.SCNET.OBJECT.LOCATION_CONV_DIM", conv_dim,
+    )  # fmt: skip
+    head = build_model(cfg).roi_heads.object_head
+    torch.nn.init.normal_(head.location_regressor.weight)
+    torch.manual_seed(0)
+    left = {f: torch.zeros(1, 64, 32, 32) for f in cfg.MODEL.ROI_HEADS.IN_FEATURES}
+    left["p2"][0, :, :, :16] = torch.rand(64)[:, None, None]
+    right = {f: x.flip(3) for f, x in left.items()}
+    boxes = [Boxes(torch.tensor([[40.0, 40, 88, 88]]))]  # half of it is left of the middle
+    patches = Patches(boxes, boxes, torch.zeros(1), [(128, 128)])
+    with torch.no_grad():
+        found, mirrored = head(left, patches), head(right, patches)
+    torch.testing.assert_close(found.label_logits, mirrored.label_logits)
+    for a, b in ((found.deltas, mirrored.deltas), (found.patch_logits, mirrored.patch_logits)):
+        assert torch.allclose(a, b, atol=1e-5) == (not conv_dim)
 
 
 def test_all_levels_are_pooled_for_every_box():

@@ -7,7 +7,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import build_box_head
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, build_box_head
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.registry import Registry
@@ -94,25 +94,21 @@ class BranchHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         in_features = cls.in_features_of(cfg)
-        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         canonical_size = cfg.MODEL.SCNET.CANONICAL_BOX_SIZE
         if canonical_size < 1:
             raise ValueError(f"MODEL.SCNET.CANONICAL_BOX_SIZE is {canonical_size}; it must be >= 1")
         scales = [1.0 / input_shape[f].stride for f in in_features]
         options = {
-            "output_size": resolution,
+            "output_size": cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
             "sampling_ratio": cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
             "pooler_type": cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
             "canonical_box_size": canonical_size,
         }
-        channels = [input_shape[f].channels for f in in_features]
         if cfg.MODEL.SCNET.POOL_ALL_LEVELS:
             pooler = AllLevelsPooler([ROIPooler(scales=[s], **options) for s in scales])
-            channels = sum(channels)
         else:
             pooler = ROIPooler(scales=scales, **options)
-            channels = channels[0]
-        box_head = build_box_head(cfg, ShapeSpec(channels, height=resolution, width=resolution))
+        box_head = build_box_head(cfg, cls.pooled_shape(cfg, input_shape))
         return {
             "in_features": in_features,
             "pooler": pooler,
@@ -125,13 +121,25 @@ class BranchHead(nn.Module):
         """Names of the feature maps that the config has its boxes pooled from."""
         return cfg.MODEL.ROI_HEADS.IN_FEATURES
 
+    @classmethod
+    def pooled_shape(cls, cfg, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
+        """Channels, height and width of what `pool` gives for a box."""
+        channels = [input_shape[f].channels for f in cls.in_features_of(cfg)]
+        size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        total = sum(channels) if cfg.MODEL.SCNET.POOL_ALL_LEVELS else channels[0]
+        return ShapeSpec(total, height=size, width=size)
+
     def boxes(self, patches: Patches) -> list[Boxes]:
         """The boxes of each image whose labels the branch predicts: the tight ones."""
         return patches.tight
 
+    def pool(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """Pooled features (R, D, P, P) of the boxes of all images, R boxes in all."""
+        return self.pooler([features[f] for f in self.in_features], boxes)
+
     def box_features(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """Features (R, D) of the boxes of all images, R boxes in all."""
-        return self.box_head(self.pooler([features[f] for f in self.in_features], boxes))
+        return self.box_head(self.pool(features, boxes))
 
     def forward(self, features: dict[str, torch.Tensor], patches: Patches) -> Predictions:
         """Predictions for the boxes of all images, R in all."""
@@ -218,15 +226,18 @@ class ObjectHead(TightBoxHead):
         smooth_l1_beta: float = 1.0,
         loc_loss_weight: float = 1.0,
         patch_loss_weight: float = 1.0,
+        location_head: nn.Module | None = None,
         **kwargs,
     ):
         """
         Args:
             box2box_transform: defines the box deltas.
-            feature_dim: D, length of the box features.
+            feature_dim: D, length of what location regressor and patch classifier read.
             smooth_l1_beta: knee of the smooth-L1 location loss (slides: 1).
             loc_loss_weight: weight of `loss_object_loc`.
             patch_loss_weight: weight of `loss_object_patch`.
+            location_head: maps pooled features to what these two read; by default they read the box
+                features.
             kwargs: see `TightBoxHead`.
         """
         super().__init__(**kwargs)
@@ -234,6 +245,7 @@ class ObjectHead(TightBoxHead):
         self.smooth_l1_beta = smooth_l1_beta
         self.loc_loss_weight = loc_loss_weight
         self.patch_loss_weight = patch_loss_weight
+        self.location_head = location_head
         self.location_regressor = nn.Linear(feature_dim, 4)
         self.patch_classifier = nn.Linear(feature_dim, 1)
         nn.init.normal_(self.location_regressor.weight, std=0.001)
@@ -245,9 +257,16 @@ class ObjectHead(TightBoxHead):
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
         keys = cfg.MODEL.ROI_BOX_HEAD
+        location_head, feature_dim = None, ret["box_head"].output_shape.channels
+        if conv_dim := cfg.MODEL.SCNET.OBJECT.LOCATION_CONV_DIM:
+            location_head = FastRCNNConvFCHead(
+                cls.pooled_shape(cfg, input_shape), conv_dims=[conv_dim], fc_dims=[], conv_norm="GN"
+            )
+            feature_dim = conv_dim * keys.POOLER_RESOLUTION**2
         return ret | {
             "box2box_transform": Box2BoxTransform(weights=keys.BBOX_REG_WEIGHTS),
-            "feature_dim": ret["box_head"].output_shape.channels,
+            "location_head": location_head,
+            "feature_dim": feature_dim,
             "smooth_l1_beta": keys.SMOOTH_L1_BETA,
             "loc_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
             "patch_loss_weight": cfg.MODEL.SCNET.OBJECT.PATCH_LOSS_WEIGHT,
@@ -255,10 +274,13 @@ class ObjectHead(TightBoxHead):
 
     def forward(self, features: dict[str, torch.Tensor], patches: Patches) -> Predictions:
         """Predictions for the boxes of all images, R boxes in all."""
-        x = self.box_features(features, patches.tight)
+        pooled = self.pool(features, patches.tight)
+        x = located = self.box_head(pooled)
+        if self.location_head is not None:
+            located = self.location_head(pooled).flatten(1)
         return Predictions(
-            deltas=self.location_regressor(x),
-            patch_logits=self.patch_classifier(x)[:, 0],
+            deltas=self.location_regressor(located),
+            patch_logits=self.patch_classifier(located)[:, 0],
             label_logits=self.label_predictor(x),
         )
 
