@@ -338,7 +338,7 @@ def _add_branches_config(cfg: CN) -> None:
     cfg.MODEL.SCNET.OBJECT.LABEL_IOU = 0.5
     # Channels of a convolution over the pooled cells of a box that location regressor and patch
     # classifier read, in the place of the box head's output: one that averages has lost where in
-    # the box its object lies. 0: none.
+    # the box its object lies. A multiple of 32; 0: none.
     cfg.MODEL.SCNET.OBJECT.LOCATION_CONV_DIM = 0
     # Weight of loss_object_patch. (That of loss_object_loc is ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT.)
     cfg.MODEL.SCNET.OBJECT.PATCH_LOSS_WEIGHT = 1.0

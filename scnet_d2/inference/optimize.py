@@ -196,7 +196,7 @@ class WinogradConv2d(Conv2d):
     """A 3 x 3 convolution, computed by NNPACK in float32 on a CPU that NNPACK knows."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (N, D, H, W) of features (N, C, H, W), as `Conv2d` without norm gives them."""
+        """Features (N, D, H, W) of features (N, C, H, W), as `Conv2d` gives them."""
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         plain = x.dtype == torch.float32 and x.device.type == "cpu" and not traced
         if plain and x[0, 0].numel() >= WINOGRAD_PIXELS and torch.backends.nnpack.is_available():
@@ -205,8 +205,10 @@ class WinogradConv2d(Conv2d):
             x = torch.cat(maps) if len(maps) > 1 else maps[0]
         else:
             x = self._conv_forward(x, self.weight, self.bias)
-        activation = getattr(self, "activation", None)  # of Detectron2's Conv2d alone
-        return x if activation is None else activation(x)
+        for name in ("norm", "activation"):  # of Detectron2's Conv2d alone
+            if (layer := getattr(self, name, None)) is not None:
+                x = layer(x)
+        return x
 
     def _nnpack(self, image: torch.Tensor) -> torch.Tensor:
         """(1, D, H, W) of an image's features (1, C, H, W)."""

@@ -453,6 +453,7 @@ METHODS = {
         ("CONTEXT.EXPANSION_RATIO", (0.5, 0.0, -1.0, float("nan"), float("inf"))),
         ("CONTEXT.LABEL_COVERAGE", (0.0, 1.5)),
         ("OBJECT.LABEL_IOU", (-1.0, 1.5)),
+        ("OBJECT.LOCATION_CONV_DIM", (-32, 20)),
         ("AGGREGATION.TOPK", (0,)),
         ("AGGREGATION.SHARPNESS", (0.0,)),
         ("CANONICAL_BOX_SIZE", (0,)),

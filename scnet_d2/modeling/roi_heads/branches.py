@@ -259,6 +259,11 @@ class ObjectHead(TightBoxHead):
         keys = cfg.MODEL.ROI_BOX_HEAD
         location_head, feature_dim = None, ret["box_head"].output_shape.channels
         if conv_dim := cfg.MODEL.SCNET.OBJECT.LOCATION_CONV_DIM:
+            if conv_dim < 0 or conv_dim % 32:  # Detectron2's group norm has 32 groups
+                raise ValueError(
+                    f"MODEL.SCNET.OBJECT.LOCATION_CONV_DIM is {conv_dim}; it must be 0 or a "
+                    "multiple of 32"
+                )
             location_head = FastRCNNConvFCHead(
                 cls.pooled_shape(cfg, input_shape), conv_dims=[conv_dim], fc_dims=[], conv_norm="GN"
             )
