@@ -565,6 +565,7 @@ def test_a_new_folder_is_absent_or_empty(tmp_path):
         ("occlusion_test", "run --dataset d --classes cat --output mine.json"),
         ("box_budget", "run --dataset d --output mine.json"),
         ("label_relations", "run --dataset d --output mine.json"),
+        ("correct_localization", "run --dataset d --output mine.json"),
         ("context_ratios", "scores.npz --output mine.json"),
         ("scene_pictures", "results/plan.yaml a b mine.png"),
         ("evidence", "--results . --images plots"),

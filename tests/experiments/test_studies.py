@@ -1,13 +1,14 @@
 """The studies of trained runs, on each device: each starts from the mAP that evaluation gives."""
 
 from scnet_d2.checkpoint import SCNetCheckpointer
-from scnet_d2.data import register_coco_multilabel
+from scnet_d2.data import get_multilabel_dicts, register_coco_multilabel
 from scnet_d2.data.context_scenes import CLASSES, SceneConfig, generate
 from scnet_d2.engine import Trainer
 from scnet_d2.modeling import LabelPredictor
 
 import box_budget
 import compare_fusion
+import correct_localization
 import fusion_weights
 import label_relations
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from conftest import small_config
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 
 WHOLE_IMAGE = ("MODEL.SCNET.IMAGE.ENABLED", True, "MODEL.SCNET.IMAGE.IN_FEATURE", "p5")
 DATASET, BOXES = "scenes_of_studies", 20
@@ -178,3 +180,29 @@ def test_attention_that_is_uniform_prefers_no_label(scenes, tmp_path, device, mo
     known = [x for row in found["attention"] for x in row if x is not None]
     assert len(known) > 5
     assert known == pytest.approx([1] * len(known), abs=2e-3)
+
+
+def test_a_label_is_where_its_box_meets_an_object_of_it():
+    box = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    objects = [{"bbox": [0, 0, 10, 10]}, {"bbox": [50, 50, 20, 20]}, {"bbox": [0, 0, 99, 99]}]
+    objects = [box | x for x in objects]
+    objects[2]["iscrowd"] = 1
+    objects += [box | {"bbox": [0, 0, 10, 10], "category_id": 2}]
+    record = {"height": 100, "width": 100, "annotations": objects, "image_labels": [0, 1]}
+    boxes = np.full((3, 4), np.nan, np.float32)
+    boxes[0] = 50, 50, 60, 70  # half of the second object
+    assert correct_localization.overlaps(record, boxes) == [(pytest.approx(0.04), 0.5)]
+    boxes[0] = np.nan
+    assert correct_localization.overlaps(record, boxes)[0][1] == 0
+    rows = correct_localization.to_text([(0.04, 0.5), (0.5, 0.8), (0.6, 0.6)]).splitlines()[2:]
+    assert [row.split()[-4:] for row in rows] == [
+        ["1", "100.0", "0.0", "0.50"],
+        ["2", "100.0", "50.0", "0.70"],
+        ["3", "100.0", "33.3", "0.63"],
+    ]
+
+
+def test_correct_localization_counts_every_label_of_a_data_set(run, capsys):
+    correct_localization.main([str(run), "--dataset", DATASET, "--images", "4"])
+    labels = sum(len(r["image_labels"]) for r in get_multilabel_dicts(DATASET)[:4])
+    assert int(capsys.readouterr().out.splitlines()[-1].split()[1]) == labels
