@@ -36,8 +36,6 @@ test: setup
 # Tables and plots of docs/results.md and docs/random_weights.md from the stored results; and one
 # cell of them run again.
 evidence: setup
-	$(PY) experiments/evidence.py --overwrite --results experiments/results/from_random_weights \
-		--images docs/images/results/from_random_weights
 	$(PY) experiments/evidence.py --overwrite
 
 PLAN ?= experiments/results/from_random_weights/scenes.yaml

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Tables and plots of all stored comparisons: results/*.yaml and what compare.py kept.
+"""Tables and plots of all stored comparisons: results/**/*.yaml and what compare.py kept.
 
 Prints the tables of each plan and keeps them beside it, `<plan>.txt`; puts them into docs/*.md
 after lines such as `<!-- experiments/results/photographs.txt 2 -->`, the second table of that
-file; writes the plots to docs/images/results/ and results/evidence.json:
-{plan: {method: {metric: [percent, one for each seed]}}}, where a plan of several data sets has an
-entry `plan/data set` for each. Nothing is trained or evaluated again; metrics are computed from
-the stored image scores.
+file; writes the plots to docs/images/results/, in folders as the plans are, and an evidence.json
+beside the plans: {plan: {method: {metric: [percent, one for each seed]}}}, where a plan of several
+data sets has an entry `plan/data set` for each. Nothing is trained or evaluated again; metrics are
+computed from the stored image scores.
 
 Differences are paired: by seed, and by image. Their intervals: "images", the percentile bootstrap
 over test images of the mean over the seeds (1000 replicates); "seeds", Student's t over the seeds.
@@ -33,7 +33,7 @@ import fusion_weights
 import label_relations
 import numpy as np
 import occlusion_test
-from compare import DETECTION_AP, LAYOUT, Cell, Plan, read_plan, run_cell
+from compare import DETECTION_AP, LAYOUT, REMEDY, Cell, Plan, read_plan, run_cell
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from tabulate import tabulate
@@ -525,10 +525,17 @@ def outputs(args: argparse.Namespace) -> Iterator[Path]:
     if args.objects:
         yield args.results / f"{'+'.join(sorted(args.objects))}-objects.npz"
         return
-    yield args.results / "evidence.json"
-    for pattern in ("*.yaml", *(f"{kind}*.json" for kind in STUDIES)):
-        for path in args.results.glob(pattern):
-            yield from (args.images / f"{path.stem}.png", path.with_suffix(".txt"))
+    for folder, images in folders(args):
+        yield folder / "evidence.json"
+        for pattern in ("*.yaml", *(f"{kind}*.json" for kind in STUDIES)):
+            for path in folder.glob(pattern):
+                yield from (images / f"{path.stem}.png", path.with_suffix(".txt"))
+
+
+def folders(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Each folder that has plans, and the one of its plots; that of the main plans comes last."""
+    found = sorted({path.parent for path in args.results.rglob("*.yaml")}, reverse=True)
+    return [(folder, args.images / folder.relative_to(args.results)) for folder in found]
 
 
 def publish(title: str, tables: Iterable[str], path: Path) -> None:
@@ -558,12 +565,39 @@ def fill_documents(docs: Path) -> None:
                 file.write(after)
 
 
+def draw_folder(folder: Path, images: Path) -> None:
+    """Tables, plots and values of the plans of a folder."""
+    images.mkdir(parents=True, exist_ok=True)
+    evidence = {}
+    for path in sorted(folder.glob("*.yaml")):
+        plan = read_plan(path)
+        comparisons = [c for c in (Comparison(plan, d) for d in plan.datasets) if c.methods]
+        if not comparisons:
+            continue
+        publish(plan.title, plan_tables(plan, comparisons), path)
+        for comparison in comparisons:
+            name = path.stem if len(plan.datasets) == 1 else f"{path.stem}/{comparison.dataset}"
+            evidence[name] = {
+                method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
+                for method in comparison.methods
+            }
+        plot(plan, comparisons, images)
+    for kind, (to_text, draw) in STUDIES.items():
+        for path in sorted(folder.glob(f"{kind}*.json")):
+            study = json.loads(path.read_text())
+            publish(study["dataset"], [to_text(study)], path)
+            draw(study, images / f"{path.stem}.png")
+    write_json(folder / "evidence.json", evidence)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints everything that is stored, and draws it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the plans")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the plans, or of their folders"
+    )
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
     parser.add_argument("--docs", type=Path, default=DOCS, help="documents that quote tables")
     parser.add_argument("--overwrite", action="store_true", help="plots and values that are there")
@@ -581,33 +615,15 @@ def main(arguments: list[str] | None = None) -> None:
         if args.again[1] not in cells:
             parser.error(f"{args.again[0]} has no cell {args.again[1]}; it has {', '.join(cells)}")
         raise SystemExit(0 if run_again(plan, cells[args.again[1]], args.work) else 1)
+    if not args.objects and not folders(args):
+        parser.error(f"{args.results} has no plan (*.yaml); {REMEDY}")
     for path in outputs(args):
         if path.exists() and not args.overwrite:
             parser.error(f"{path} is there already: add --overwrite, or name another folder")
     if args.objects:
         return write_objects(args.objects, *outputs(args))
-    images = args.images
-    images.mkdir(parents=True, exist_ok=True)
-    evidence = {}
-    for path in sorted(args.results.glob("*.yaml")):
-        plan = read_plan(path)
-        comparisons = [c for c in (Comparison(plan, d) for d in plan.datasets) if c.methods]
-        if not comparisons:
-            continue
-        publish(plan.title, plan_tables(plan, comparisons), path)
-        for comparison in comparisons:
-            name = path.stem if len(plan.datasets) == 1 else f"{path.stem}/{comparison.dataset}"
-            evidence[name] = {
-                method: {g: comparison.values(method, g).round(4).tolist() for g in plan.groups}
-                for method in comparison.methods
-            }
-        plot(plan, comparisons, images)
-    for kind, (to_text, draw) in STUDIES.items():
-        for path in sorted(args.results.glob(f"{kind}*.json")):
-            study = json.loads(path.read_text())
-            publish(study["dataset"], [to_text(study)], path)
-            draw(study, images / f"{path.stem}.png")
-    write_json(args.results / "evidence.json", evidence)
+    for folder, images in folders(args):
+        draw_folder(folder, images)
     fill_documents(args.docs)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -297,6 +298,21 @@ def test_evidence_prints_draws_and_stores(finished, capsys):
         assert re.search(rf"^{method} +2 +{mean_sd} ", printed, re.MULTILINE)
     with Image.open(folder / "images" / "plan.png") as image:
         assert image.size == (660, 224)  # 6 x 2.04 inches of 110 dots
+
+
+def test_evidence_of_folders_of_plans(finished, tmp_path_factory, capsys):
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["--results", str(folder), "--images", str(folder / "images"), "--docs"]
+    with pytest.raises(SystemExit):
+        evidence.main([*arguments, str(folder)])
+    assert f"{folder} has no plan" in capsys.readouterr().err
+    shutil.copytree(finished.path.parent, folder / "more")
+    evidence.main([*arguments, str(folder)])
+    assert "plan" in json.loads((folder / "more" / "evidence.json").read_text())
+    assert (folder / "images" / "more" / "plan.png").exists()
+    with pytest.raises(SystemExit):
+        evidence.main([*arguments, str(folder)])
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_documents_quote_the_tables_as_they_were_printed_last():
