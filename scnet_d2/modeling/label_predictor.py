@@ -39,14 +39,24 @@ def label_norm(dim: int, norm: str) -> nn.Module:
     return nn.LayerNorm(dim) if norm else nn.Identity()
 
 
-def image_parts(feature: torch.Tensor, images: ImageList) -> list[torch.Tensor]:
-    """Of features (N, D, H, W) the cells (D, h, w) that each image reaches into: no padding."""
+def _ceil_div(x: int, divisor: int) -> int:
+    """Without a negative number, whose division the exporter to ONNX rounds the other way."""
+    return (x + divisor - 1) // divisor
+
+
+def image_cells(feature: torch.Tensor, images: ImageList) -> list[tuple[int, int]]:
+    """Of features (N, D, H, W) how many rows and columns of cells each image reaches into."""
     height, width = feature.shape[-2:]
     padded_height, padded_width = images.tensor.shape[-2:]
     return [
-        x[:, : -(-h * height // padded_height), : -(-w * width // padded_width)]
-        for x, (h, w) in zip(feature, images.image_sizes)
+        (_ceil_div(h * height, padded_height), _ceil_div(w * width, padded_width))
+        for h, w in images.image_sizes
     ]
+
+
+def image_parts(feature: torch.Tensor, images: ImageList) -> list[torch.Tensor]:
+    """Of features (N, D, H, W) the cells (D, h, w) that each image reaches into: no padding."""
+    return [x[:, :h, :w] for x, (h, w) in zip(feature, image_cells(feature, images))]
 
 
 def pool_images(feature: torch.Tensor, images: ImageList, pooling: str = "average") -> torch.Tensor:

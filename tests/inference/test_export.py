@@ -29,6 +29,10 @@ BRANCHES = {
         "MODEL.SCNET.CONTEXT.ENABLED", False, "MODEL.SCNET.AGGREGATION.METHOD", "topk_mean",
         "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 5,
     ),
+    "image": (
+        "MODEL.SCNET.IMAGE.ENABLED", True, "MODEL.SCNET.IMAGE.HEAD", "DELTA",
+        "MODEL.SCNET.IMAGE.IN_FEATURE", "p5",
+    ),
     "three": (
         "MODEL.SCNET.RELATION.ENABLED", True, "MODEL.SCNET.CONTEXT.RATIOS", [1.0, 2.5],
         "MODEL.SCNET.RELATION.MAX_KEYS", 20, "MODEL.SCNET.AGGREGATION.USE_PATCH_CONFIDENCE", True,
@@ -97,7 +101,7 @@ def exports(tmp_path_factory):
     return export
 
 
-CASES = [(b, name) for b in ("object", "three") for name in TRACED] + [("both", "onnx")]
+CASES = [(b, name) for b in ("object", "three", "image") for name in TRACED] + [("both", "onnx")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

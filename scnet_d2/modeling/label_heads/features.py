@@ -9,7 +9,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import Boxes, ImageList
 from torch.nn import functional as F
 
-from ..label_predictor import image_parts, pool_images
+from ..label_predictor import image_cells, image_parts, pool_images
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class ImageFeatures:
 
     def valid(self, name: str) -> torch.Tensor:
         """(N, H·W) bool, True for the cells of a map that its image reaches into."""
-        ones = torch.zeros_like(self.maps[name][:, :1], dtype=torch.bool)  # (N, 1, H, W)
-        for part in image_parts(ones, self.images):
-            part.fill_(True)
-        return ones.flatten(1)
+        feature = self.maps[name]
+        rows, columns = (torch.arange(n, device=feature.device) for n in feature.shape[-2:])
+        sizes = image_cells(feature, self.images)
+        return torch.stack([((rows < h)[:, None] & (columns < w)).flatten() for h, w in sizes])
 
     def tokens(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Cells of a map (N, H·W, D) and which of them are valid, (N, H·W) bool."""
@@ -61,7 +61,7 @@ class ImageFeatures:
 
     def grid(self, name: str, size: int, pooling: str = "average") -> torch.Tensor:
         """A map (N, D, size, size): each image's cells pooled to a grid over the image."""
-        pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
+        pool = _max_grid if pooling == "max" else _average_grid
         return torch.stack([pool(part, size) for part in image_parts(self.maps[name], self.images)])
 
     def of_boxes(self, name: str, size: int = 3) -> list[torch.Tensor]:
@@ -105,6 +105,31 @@ def resized(image: torch.Tensor, scale: float) -> torch.Tensor:
     """An image (3, H, W), its sides times `scale`."""
     size = [max(1, round(scale * side)) for side in image.shape[-2:]]
     return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _grid_cells(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
+    """(size, length) bool: which of a side's cells lie in each part of a grid, as adaptive pooling.
+
+    Written out, since an exported adaptive pooling holds for maps of one size alone.
+    """
+    part = torch.arange(size, device=like.device)[:, None]
+    first, end = part * length, (part + 1) * length  # of the part, times size
+    cell = torch.arange(length, device=like.device) * size
+    return (cell < end) & (cell + size > first)
+
+
+def _max_grid(x: torch.Tensor, size: int) -> torch.Tensor:
+    """(D, size, size) of (D, h, w)."""
+    rows, columns = (_grid_cells(n, size, x) for n in x.shape[-2:])
+    x = x[:, None].masked_fill(~rows[:, :, None], -torch.inf).amax(dim=2)  # (D, size, w)
+    return x[:, :, None].masked_fill(~columns, -torch.inf).amax(dim=3)
+
+
+def _average_grid(x: torch.Tensor, size: int) -> torch.Tensor:
+    """(D, size, size) of (D, h, w)."""
+    rows, columns = (_grid_cells(n, size, x).to(x.dtype) for n in x.shape[-2:])
+    sums = torch.einsum("dhw,ih,jw->dij", x, rows, columns)
+    return sums / (rows.sum(dim=1)[:, None] * columns.sum(dim=1))
 
 
 def _sampled(values: torch.Tensor, share: Sequence[float]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from tiny_labeler import (
     noise,
     pictures,
 )
+from torch.nn import functional as F
 
 NEEDY = [name for name in HEADS if LABEL_HEAD_REGISTRY.get(name).needs]
 SEQUENCES = ("AttendAndImagine", "CNNRNN")  # whose loss is not that of the config
@@ -48,6 +49,16 @@ def test_it_gives_a_logit_for_each_label_and_maps_over_the_image(name):
     if output.class_maps is not None:
         grids = [(4, 4)] * 2 if name == "SRN" else [(3, 4), (2, 3)]
         assert [tuple(m.shape) for m in output.class_maps] == [(NUM_CLASSES, *g) for g in grids]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7])
+def test_a_grid_is_adaptive_pooling_of_each_image_without_padding(size):
+    seen = features(*noise((72, 96), (40, 96), (24, 8)))  # 9 x 12, 5 x 12 and 3 x 1 cells
+    cells = [seen.maps["res5"][i, :, :h, :w] for i, (h, w) in enumerate([(9, 12), (5, 12), (3, 1)])]
+    highest = torch.stack([F.adaptive_max_pool2d(x, size) for x in cells])
+    assert torch.equal(seen.grid("res5", size, "max"), highest)
+    means = torch.stack([F.adaptive_avg_pool2d(x, size) for x in cells])
+    torch.testing.assert_close(seen.grid("res5", size), means)
 
 
 @pytest.mark.parametrize("name", HEADS)
