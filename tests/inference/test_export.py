@@ -133,6 +133,14 @@ def test_a_traced_model_gives_pytorchs_outputs_at_other_sizes(exported):
     assert len(numbers) > 1
 
 
+def test_the_model_that_comes_with_the_package_is_exported(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "model.onnx"
+    options = ("--format", "onnx", "--output", file)
+    assert scnet("export", "--model", "scnet_lite_voc", *options) == 0, capsys.readouterr()
+    assert file.exists()
+
+
 def test_outputs_lead_to_the_predictors_labels_and_boxes(exported, monkeypatch):
     predictor, run = exported
     heads = predictor.model.roi_heads
