@@ -82,6 +82,8 @@ class Plan:
         xlabel: what the data sets' x is.
         trained: "<plan>/<data set>": instead of training, the models of that plan's cells of the
             same method and seed, which --work still has, are evaluated.
+        cross_validation: the data sets are parts of one, held out in turn; what is compared is the
+            mean over them.
         objects: stored sizes and occlusion of objects, of evidence.py --objects, beside the plan.
     """
 
@@ -96,6 +98,7 @@ class Plan:
     opts: dict[str, Any] = field(default_factory=dict)
     xlabel: str = ""
     trained: str = ""
+    cross_validation: bool = False
     objects: str = ""
     also: tuple[str, ...] = ()
     paired: tuple[str, ...] = ()

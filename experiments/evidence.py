@@ -247,6 +247,8 @@ def plan_tables(plan: Plan, comparisons: list[Comparison]) -> Iterator[str]:
     """What is printed of a plan; of many data sets that are no curve an overview comes first."""
     if len(comparisons) > 2 and "x" not in plan.datasets[comparisons[0].dataset]:
         yield by_dataset(plan, comparisons)
+    if plan.cross_validation:
+        yield over_datasets(plan, comparisons)
     for comparison in comparisons:
         yield from tables(comparison)
     if (stored := plan.results / cost.FILE).exists():
@@ -271,6 +273,29 @@ def by_dataset(plan: Plan, comparisons: list[Comparison]) -> str:
         means = (c.values(method, lead).mean() if method in c.methods else "" for c in comparisons)
         rows.append([method, *means])
     return tabulate(rows, [lead, *(c.dataset for c in comparisons)], floatfmt=".2f")
+
+
+def over_datasets(plan: Plan, comparisons: list[Comparison]) -> str:
+    """Lead metric over the data sets that have a method and the reference: mean, and difference."""
+    lead, rows = next(iter(plan.groups)), []
+    for method in plan.methods:
+        both = [c for c in comparisons if {method, plan.reference} <= set(c.methods)]
+        if not both:
+            continue
+        values, others = (
+            np.array([c.values(name, lead).mean() for c in both])
+            for name in (method, plan.reference)
+        )
+        row = [method, len(both), occlusion_test.mean_sd(values, ".2f")]
+        if method != plan.reference:
+            interval = _t_interval(values - others)
+            row += [
+                f"{(values - others).mean():+.2f}",
+                "{:+.1f} to {:+.1f}".format(*interval) if interval else "-",
+            ]
+        rows.append(row)
+    headers = ["", "data sets", lead, f"- {plan.reference}", "data sets 95 %"]
+    return tabulate(rows, headers, disable_numparse=True)
 
 
 def by_class(comparison: Comparison) -> str:

@@ -277,6 +277,20 @@ def test_ap_of_boxes_is_the_mean_over_test_sets_and_has_a_table(finished, tmp_pa
     assert re.split(r"  +", rows[2].strip()) == ["a", "26.0 ± 1.4", "3.5 ± 1.4"]
 
 
+def test_differences_over_the_parts_of_a_cross_validation(tmp_path):
+    parts = {f"part_{i}": PLAN["datasets"]["own"] for i in range(4)}
+    plan = compare.read_plan(write_plan(tmp_path, datasets=parts, seeds=[1], cross_validation=True))
+    values = {"a": [60.0, 64.0, 62.0, 50.0], "b": [58.0, 60.0, 60.0, 50.0]}
+    comparisons = [evidence.Comparison(plan, name) for name in parts]
+    for i, comparison in enumerate(comparisons):
+        comparison.seeds = {m: [1] for m in ("ab" if i < 3 else "b")}  # a has not run on the last
+        comparison.values = lambda method, group, i=i: np.array([values[method][i]])
+    rows = evidence.over_datasets(plan, comparisons).splitlines()[2:]
+    # 2, 4 and 2: mean 8/3, standard error 2/3, Student's t with two degrees of freedom 4.303
+    assert re.split(r"  +", rows[0]) == ["a", "3", "62.00 ± 2.00", "+2.67", "-0.2 to +5.5"]
+    assert re.split(r"  +", rows[1].strip()) == ["b", "4", "57.00 ± 4.76"]
+
+
 def test_evidence_prints_draws_and_stores(finished, capsys):
     folder = finished.path.parent
     document = f"a\n\n<!-- {folder}/plan.txt 1 -->\n```\nTABLE\n```\n\nb\n"
