@@ -586,7 +586,8 @@ def test_programs_refuse_to_write_over_a_file_before_they_work(
     for name in (*names, "report.html"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "plan.yaml").touch()
+    for plan in ("plan.yaml", "results/plan.yaml"):
+        (tmp_path / plan).touch()
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [program, *command.split()])
