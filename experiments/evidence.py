@@ -33,6 +33,7 @@ import fusion_weights
 import label_relations
 import numpy as np
 import occlusion_test
+import yaml
 from compare import DETECTION_AP, LAYOUT, REMEDY, Cell, Plan, read_plan, run_cell
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
@@ -590,12 +591,12 @@ def fill_documents(docs: Path) -> None:
                 file.write(after)
 
 
-def draw_folder(folder: Path, images: Path) -> None:
+def draw_folder(folder: Path, plans: list[Plan], images: Path) -> None:
     """Tables, plots and values of the plans of a folder."""
     images.mkdir(parents=True, exist_ok=True)
     evidence = {}
-    for path in sorted(folder.glob("*.yaml")):
-        plan = read_plan(path)
+    for plan in plans:
+        path = plan.path
         comparisons = [c for c in (Comparison(plan, d) for d in plan.datasets) if c.methods]
         if not comparisons:
             continue
@@ -647,8 +648,12 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{path} is there already: add --overwrite, or name another folder")
     if args.objects:
         return write_objects(args.objects, *outputs(args))
-    for folder, images in folders(args):
-        draw_folder(folder, images)
+    try:
+        plans = [[read_plan(p) for p in sorted(f.glob("*.yaml"))] for f, _ in folders(args)]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(str(error))
+    for (folder, images), of_folder in zip(folders(args), plans):
+        draw_folder(folder, of_folder, images)
     fill_documents(args.docs)
 
 

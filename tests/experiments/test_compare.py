@@ -321,6 +321,12 @@ def test_evidence_of_folders_of_plans(finished, tmp_path_factory, capsys):
         evidence.main([*arguments, str(folder)])
     assert f"{folder} has no plan" in capsys.readouterr().err
     shutil.copytree(finished.path.parent, folder / "more")
+    broken = folder / "more" / "broken.yaml"
+    broken.write_text("title: A\n")
+    with pytest.raises(SystemExit):
+        evidence.main([*arguments, str(folder)])
+    assert re.search(r"more/broken\.yaml: missing keys \['config'", capsys.readouterr().err)
+    broken.unlink()
     evidence.main([*arguments, str(folder)])
     assert "plan" in json.loads((folder / "more" / "evidence.json").read_text())
     assert (folder / "images" / "more" / "plan.png").exists()
