@@ -19,11 +19,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from scnet_d2.data.coco import load_coco_multilabel
 from scnet_d2.data.context_scenes import SPLITS, SceneConfig, context_blind_scores, generate
@@ -155,6 +155,14 @@ def read_plan(path: Path) -> Plan:
             if method not in contents["methods"]:
                 raise ValueError(f"{path}: {key} names '{method}', not one of its methods")
     return Plan(path, **contents)
+
+
+def plan_or_error(path: Path, error: Callable[[str], NoReturn]) -> Plan:
+    """Read a plan; what is wrong with it ends the program, by `error` of its argument parser."""
+    try:
+        return read_plan(path)
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        error(str(problem))
 
 
 # ---- Data ---------------------------------------------------------------------------------------
@@ -391,10 +399,7 @@ def run(plan: Plan, cells: list[Cell], work: Path, features: Path | None = None)
 def main(arguments: list[str] | None = None) -> None:
     """Runs the open cells of a plan; exits with 1 where one failed."""
     args = argument_parser().parse_args(arguments)
-    try:
-        plan = read_plan(args.plan)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        args.error(str(error))
+    plan = plan_or_error(args.plan, args.error)
     cells = [cell for cell in plan.cells() if _chosen(cell, args.only)]
     if not cells:
         args.error(f"--only {args.only} leaves no cell of {args.plan}")

@@ -20,8 +20,7 @@ from scnet_d2.engine import Trainer
 from scnet_d2.outputs import write_json
 
 import torch
-import yaml
-from compare import REPO, Plan, environment, read_plan
+from compare import REPO, Plan, environment, plan_or_error
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -127,10 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=20, help="%(default)s")
     args = parser.parse_args(arguments)
-    try:
-        plan = read_plan(args.plan)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        parser.error(str(error))
+    plan = plan_or_error(args.plan, parser.error)
     cost = measure(plan, tuple(args.size), args.rounds) | environment()
     plan.results.mkdir(parents=True, exist_ok=True)
     write_json(plan.results / FILE, cost)

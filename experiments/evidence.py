@@ -33,8 +33,7 @@ import fusion_weights
 import label_relations
 import numpy as np
 import occlusion_test
-import yaml
-from compare import DETECTION_AP, LAYOUT, REMEDY, Cell, Plan, read_plan, run_cell
+from compare import DETECTION_AP, LAYOUT, REMEDY, Cell, Plan, plan_or_error, run_cell
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from tabulate import tabulate
@@ -636,24 +635,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("output/compare"), help="for --again")
     args = parser.parse_args(arguments)
     if args.again:
-        plan = read_plan(Path(args.again[0]))
+        plan = plan_or_error(Path(args.again[0]), parser.error)
         cells = {str(cell): cell for cell in plan.cells()}
         if args.again[1] not in cells:
             parser.error(f"{args.again[0]} has no cell {args.again[1]}; it has {', '.join(cells)}")
         raise SystemExit(0 if run_again(plan, cells[args.again[1]], args.work) else 1)
-    if not args.objects and not folders(args):
-        parser.error(f"{args.results} has no plan (*.yaml); {REMEDY}")
     for path in outputs(args):
         if path.exists() and not args.overwrite:
             parser.error(f"{path} is there already: add --overwrite, or name another folder")
     if args.objects:
         return write_objects(args.objects, *outputs(args))
-    try:
-        plans = [[read_plan(p) for p in sorted(f.glob("*.yaml"))] for f, _ in folders(args)]
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        parser.error(str(error))
-    for (folder, images), of_folder in zip(folders(args), plans):
-        draw_folder(folder, of_folder, images)
+    plans = [plan_or_error(path, parser.error) for path in sorted(args.results.rglob("*.yaml"))]
+    if not plans:
+        parser.error(f"{args.results} has no plan (*.yaml); {REMEDY}")
+    for folder, images in folders(args):
+        draw_folder(folder, [plan for plan in plans if plan.path.parent == folder], images)
     fill_documents(args.docs)
 
 

@@ -96,7 +96,7 @@ class ImageFeatures:
         padded = torch.tensor(self.images.tensor.shape[-2:])
         grid = torch.tensor(self.maps[name].shape[-2:])
         sizes = torch.tensor([tuple(size) for size in self.images.image_sizes])  # (N, 2)
-        cells = -(-sizes * grid // padded)
+        cells = torch.tensor(image_cells(self.maps[name], self.images))
         shares = (sizes * grid / (cells * padded)).tolist()  # of the cells that is image
         return [_sampled(m, share) for m, share in zip(maps, shares, strict=True)]
 

@@ -1,15 +1,17 @@
 """Every label head: outputs, losses, padding, ignored labels, and that it learns."""
 
 import inspect
+import io
 
 from scnet_d2.config import LABEL_HEAD_OPTIONS
 from scnet_d2.engine.autocast import CPUAutocast
 from scnet_d2.evaluation import multilabel_metrics
-from scnet_d2.modeling import LABEL_HEAD_REGISTRY, LabelLoss
+from scnet_d2.modeling import LABEL_HEAD_REGISTRY, ImageFeatures, LabelLoss
 
 import pytest
 import torch
 from conftest import REPO
+from detectron2.structures import ImageList
 from tiny_labeler import (
     HEADS,
     LABELS,
@@ -59,6 +61,33 @@ def test_a_grid_is_adaptive_pooling_of_each_image_without_padding(size):
     assert torch.equal(seen.grid("res5", size, "max"), highest)
     means = torch.stack([F.adaptive_avg_pool2d(x, size) for x in cells])
     torch.testing.assert_close(seen.grid("res5", size), means)
+
+
+class Pooled(torch.nn.Module):
+    """What heads read of an image (3, H, W): valid cells, their sum, grids, and the mean."""
+
+    def forward(self, image):
+        images = ImageList.from_tensors([image], 32)
+        seen = ImageFeatures({"res5": F.avg_pool2d(images.tensor, 32)}, images)
+        tokens, valid = seen.tokens("res5")
+        grids = [seen.grid("res5", 2, pooling).flatten() for pooling in ("average", "max")]
+        return valid[0].float(), tokens[0][valid[0]].sum(dim=0), *grids, seen.pooled("res5")[0]
+
+
+def test_what_heads_read_is_exported_for_images_of_any_size():
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file, model = io.BytesIO(), Pooled()
+    torch.onnx.export(
+        model, (torch.rand(3, 224, 320),), file, dynamo=False, opset_version=17,
+        input_names=["image"], dynamic_axes={"image": {1: "height", 2: "width"}},
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(file.getvalue())
+    for size in ((224, 320), (161, 97), (40, 300), (12, 8)):
+        image = torch.rand(3, *size)
+        found = session.run(None, {"image": image.numpy()})
+        for wanted, array in zip(model(image), found, strict=True):
+            torch.testing.assert_close(torch.from_numpy(array), wanted)
 
 
 @pytest.mark.parametrize("name", HEADS)
