@@ -74,6 +74,7 @@ class Pooled(torch.nn.Module):
         return valid[0].float(), tokens[0][valid[0]].sum(dim=0), *grids, seen.pooled("res5")[0]
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_what_heads_read_is_exported_for_images_of_any_size():
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
